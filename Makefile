@@ -1,0 +1,85 @@
+# The commands of a checkout. Each does its own set-up in .venv/; `make` alone lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Extra arguments for pytest:  make test ARGS="-k ring -x"
+ARGS ?=
+# Versions that `make test-all` looks for.
+PYTHONS ?= 3.10 3.11 3.12 3.13
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build lint types native docs debug asan tsan test-all dist-check clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# -- set-up ------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mullama needs Python 3.10 or later; name one:  make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# All that building, testing and linting need; again when pyproject.toml changes.
+$(VENV)/ready: pyproject.toml tools/build_requirements.py vendor/llama.cpp.toml | $(BIN)/python
+	$(BIN)/python tools/build_requirements.py test > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --upgrade pip -r $(VENV)/requirements.txt
+	@touch $@
+
+# The package itself, editable: for its metadata and its command. Its extension is built by `build` below.
+$(VENV)/installed: $(VENV)/ready setup.py | build
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+build: $(VENV)/ready ## build the extension in place (seconds, where little has changed)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+# -- what you came for -------------------------------------------------------------------------------------
+
+demo: build $(VENV)/installed ## read a story as it is written, under asyncio, under trio, and cut short
+	$(BIN)/python examples/demo.py
+
+test: lint build $(VENV)/installed types ## everything that must hold: lint, types, stubs, tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/ready ## style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: build $(VENV)/installed ## strict types, and the stub against the extension
+	$(BIN)/mypy --strict mullama
+	$(BIN)/python -m mypy.stubtest mullama._core
+
+docs: build $(VENV)/installed ## run the Python examples of README.md and docs/
+	$(BIN)/python tools/build_docs.py
+
+# -- other builds and other Pythons ------------------------------------------------------------------------
+
+debug: $(VENV)/ready ## build in place with -O0 -g and assertions (`make build` goes back)
+	MULLAMA_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+native: $(VENV)/ready ## build and run the native test programs, without Python
+	$(BIN)/python setup.py --quiet build_native
+	@set -e; for program in build/native/*; do echo "+ $$program"; "$$program"; done
+
+asan: $(VENV)/ready $(VENV)/installed ## the suite under AddressSanitizer and UBSan, in a copy of the tree
+	$(BIN)/python tools/build_sanitized.py address $(ARGS)
+
+tsan: $(VENV)/ready $(VENV)/installed ## the native test programs, then the suite, under ThreadSanitizer
+	$(BIN)/python tools/build_sanitized.py thread $(ARGS)
+
+test-all: ## `make test` on each of Python 3.10 to 3.13 that the machine has, with one build of llama.cpp
+	@set -e; found=$$($(PYTHON) tools/build_pythons.py $(PYTHONS)); \
+	echo "$$found" | while read -r version python; do \
+		echo "== Python $$version: $$python"; \
+		$(MAKE) test PYTHON="$$python" VENV="build/venv-$$version" </dev/null || exit 1; \
+	done
+
+dist-check: $(VENV)/ready ## build sdist and wheel, and try both in empty environments
+	$(BIN)/python tools/build_dist_check.py
+
+clean: ## remove what was built (not .venv/ and not the placed source)
+	rm -rf build dist mullama.egg-info mullama/_core*.so $(VENV)/installed
+
+distclean: clean ## remove everything that the commands of this file have put here
+	rm -rf .venv vendor/llama.cpp vendor/licenses .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,257 @@
+"""Builds llama.cpp's static libraries with CMake and tells how to compile and link against them.
+
+A build directory of its own for each configuration (`build/llama-<key>`) stays between builds; what has not
+changed is not built again. The libraries, include paths and definitions are read from CMake's file API, never
+guessed, so that whatever CMAKE_ARGS adds (CUDA, Vulkan, BLAS …) is linked too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import vendor
+from vendor import ROOT, BuildError
+
+CMAKE_AT_LEAST = (3, 14)
+
+# The processors of the last ten years: from Haswell (2013) and Excavator (2015) on. More would need a check
+# at run time; less would make matrix products several times slower.
+PORTABLE_X86 = ["SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What the environment asks for; every mode has build directories of its own."""
+
+    portable: bool = False
+    debug: bool = False
+    sanitize: str = ""
+
+    @classmethod
+    def from_environment(cls) -> Mode:
+        def flag(name: str) -> bool:
+            return os.environ.get(name, "").lower() not in ("", "0", "false", "no", "off")
+
+        sanitize = os.environ.get("MULLAMA_SANITIZE", "")
+        if sanitize not in ("", "address", "thread"):
+            raise BuildError(
+                f"MULLAMA_SANITIZE={sanitize} is not known.\nMend it with:  export MULLAMA_SANITIZE=address"
+                "   (with undefined), or thread, or:  unset MULLAMA_SANITIZE"
+            )
+        return cls(flag("MULLAMA_PORTABLE"), flag("MULLAMA_DEBUG"), sanitize)
+
+    @property
+    def build_type(self) -> str:
+        return "Debug" if self.debug else "RelWithDebInfo" if self.sanitize else "Release"
+
+    @property
+    def flags(self) -> list[str]:
+        """Compiler flags that llama.cpp and the extension share."""
+        if self.sanitize:
+            what = "address,undefined" if self.sanitize == "address" else "thread"
+            return [f"-fsanitize={what}", "-fno-omit-frame-pointer"]
+        return [] if self.debug else ["-ffunction-sections", "-fdata-sections"]
+
+
+@dataclass(frozen=True)
+class Llama:
+    """What it takes to compile and link against the static libraries."""
+
+    key: str
+    source: Path
+    includes: list[str]
+    defines: list[str]
+    link: list[str]
+    archives: list[str]
+
+
+def find_compilers() -> dict[str, str]:
+    """The compilers for CMake and the extension alike: CC and CXX, else Python's own, else usual ones."""
+    chosen = {}
+    for variable, usual in (("CC", ["cc", "gcc", "clang"]), ("CXX", ["c++", "g++", "clang++"])):
+        asked = os.environ.get(variable)
+        candidates = [asked] if asked else [str(sysconfig.get_config_var(variable) or ""), *usual]
+        words = [shlex.split(candidate) for candidate in candidates]
+        found = next((w for w in words if w and shutil.which(w[0])), None)
+        if found is None:
+            kind = "C++17" if variable == "CXX" else "C"
+            where = f"{variable}={asked} does not exist" if asked else f"looked for {', '.join(usual)}"
+            raise BuildError(
+                f"no {kind} compiler ({where}).\nMend it with:\n"
+                "  Debian, Ubuntu    sudo apt install build-essential\n"
+                "  Fedora, RHEL      sudo dnf install gcc gcc-c++\n"
+                "  Alpine            sudo apk add build-base\n"
+                "  macOS             xcode-select --install\n"
+                f"or name one:        export {variable}=/path/to/{'g++' if variable == 'CXX' else 'gcc'}"
+            )
+        chosen[variable] = asked or found[0]
+    return chosen
+
+
+def check_python_headers() -> None:
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        raise BuildError(
+            f"Python's headers are missing ({header}).\nMend it with:\n"
+            "  Debian, Ubuntu    sudo apt install python3-dev\n"
+            "  Fedora, RHEL      sudo dnf install python3-devel"
+        )
+
+
+def cmake_version(cmake: str) -> tuple[int, ...]:
+    run = subprocess.run([cmake, "--version"], capture_output=True, text=True, check=False)
+    words = run.stdout.split()
+    return tuple(int(n) for n in words[2].split("-")[0].split(".")[:2]) if len(words) > 2 else (0,)
+
+
+def find_tool(name: str) -> str | None:
+    """A tool on the PATH, or the one that a package of the same name put beside this Python."""
+    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+
+
+def missing_tools() -> list[str]:
+    """The packages that bring what this machine lacks for the CMake build."""
+    cmake = find_tool("cmake")
+    missing = [] if cmake and cmake_version(cmake) >= CMAKE_AT_LEAST else ["cmake>=3.14"]
+    if not find_tool("ninja"):
+        missing.append("ninja")
+    return missing
+
+
+def configuration(source: Path, mode: Mode) -> list[str]:
+    """The -D options for CMake; the user's CMAKE_ARGS come last and win."""
+    on_off = {True: "ON", False: "OFF"}
+    options = {
+        "CMAKE_BUILD_TYPE": mode.build_type,
+        "CMAKE_POSITION_INDEPENDENT_CODE": "ON",
+        "CMAKE_C_VISIBILITY_PRESET": "hidden",
+        "CMAKE_CXX_VISIBILITY_PRESET": "hidden",
+        "CMAKE_VISIBILITY_INLINES_HIDDEN": "ON",
+        "BUILD_SHARED_LIBS": "OFF",
+        "LLAMA_BUILD_COMMON": "ON",
+        "LLAMA_OPENSSL": "OFF",
+        "GGML_NATIVE": on_off[not mode.portable],
+        "MULLAMA_LLAMA_CPP": str(source),
+    }
+    for part in ("TESTS", "EXAMPLES", "TOOLS", "SERVER", "APP", "MTMD"):
+        options[f"LLAMA_BUILD_{part}"] = "OFF"
+    if mode.portable and platform.machine().lower() in ("x86_64", "amd64", "i686"):
+        options |= {f"GGML_{feature}": "ON" for feature in PORTABLE_X86}
+    if sys.platform == "darwin" and (words := os.environ.get("ARCHFLAGS", "").replace("-arch", "").split()):
+        options["CMAKE_OSX_ARCHITECTURES"] = ";".join(words)
+    if mode.sanitize:
+        options |= {f"CMAKE_{language}_FLAGS_RELWITHDEBINFO": "-O1 -g1 -DNDEBUG" for language in ("C", "CXX")}
+    if mode.sanitize == "thread":
+        options["GGML_OPENMP"] = "OFF"  # it does not see libgomp's barriers and would report each of them
+    if source == vendor.PLACE:
+        # Left to itself, upstream asks git, which would answer with mullama's commit.
+        pin = vendor.read_pin()
+        options |= {"LLAMA_BUILD_NUMBER": pin.tag.lstrip("b"), "LLAMA_BUILD_COMMIT": pin.package}
+    if ccache := shutil.which("ccache"):
+        options |= {f"CMAKE_{language}_COMPILER_LAUNCHER": ccache for language in ("C", "CXX")}
+    own = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    return [f"-D{name}={value}" for name, value in options.items()] + own
+
+
+def parallel() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(cores)
+
+
+def digest(*what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def build(mode: Mode) -> Llama:
+    """Place the source, configure and build the libraries: all of it, or only what has changed."""
+    compilers = find_compilers()
+    cmake = find_tool("cmake")
+    if cmake is None or cmake_version(cmake) < CMAKE_AT_LEAST:
+        raise BuildError(
+            f"CMake {'.'.join(map(str, CMAKE_AT_LEAST))} or later is needed.\n"
+            f"Mend it with:  {sys.executable} -m pip install cmake ninja"
+        )
+    source = vendor.place()
+    ninja = find_tool("ninja")
+    flags = " ".join(mode.flags)
+    environment = os.environ | compilers
+    for name in ("CFLAGS", "CXXFLAGS"):
+        environment[name] = f"{os.environ.get(name, '')} {flags}".strip()
+    options = configuration(source, mode)
+    names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "ARCHFLAGS")
+    inputs = [environment.get(name, "") for name in names]
+    pin = vendor.read_pin().sha256 if source == vendor.PLACE else ""
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+    key = digest(options, inputs, pin, bool(ninja), (ROOT / "vendor" / "CMakeLists.txt").read_text("utf-8"))
+    folder = ROOT / "build" / f"llama-{key}"
+    with vendor.locked(f"llama-{key}"):
+        configured = folder / "mullama-configured"
+        tools = f"{cmake}\n{ninja}\n"
+        if not configured.is_file() or configured.read_text("utf-8") != tools:
+            query = folder / ".cmake" / "api" / "v1" / "query"
+            query.mkdir(parents=True, exist_ok=True)
+            (query / "codemodel-v2").touch()
+            run([cmake, "-S", str(ROOT / "vendor"), "-B", str(folder), *generator, *options], environment)
+            configured.write_text(tools, "utf-8")
+        target = ["--target", "mullama_probe", "--parallel", parallel()]
+        run([cmake, "--build", str(folder), *target], environment)
+        return read_file_api(folder, key, source)
+
+
+def run(command: list[str], environment: dict[str, str]) -> None:
+    print("+", shlex.join(command), flush=True)
+    status = subprocess.run(command, env=environment, check=False).returncode
+    if status:
+        raise BuildError(
+            f"`{shlex.join(command[:3])} …` ended with status {status}; what it said is above.\n"
+            "If it ran out of memory:  CMAKE_BUILD_PARALLEL_LEVEL=1 and build again.\n"
+            "If the tree may be stale: make clean, or remove build/."
+        )
+
+
+def read_file_api(folder: Path, key: str, source: Path) -> Llama:
+    """Ask CMake what a module that links llama-common is compiled and linked with."""
+    reply = folder / ".cmake" / "api" / "v1" / "reply"
+
+    def load(name: str) -> Any:
+        return json.loads((reply / name).read_text("utf-8"))
+
+    index = load(max(path.name for path in reply.glob("index-*.json")))
+    model = load(index["reply"]["codemodel-v2"]["jsonFile"])
+    targets = model["configurations"][0]["targets"]
+    target = load(next(t["jsonFile"] for t in targets if t["name"] == "mullama_probe"))
+    group = target["compileGroups"][0]
+    link: list[str] = []
+    archives: list[str] = []
+    for fragment in target["link"]["commandFragments"]:
+        if fragment["role"] in ("libraries", "libraryPath", "frameworkPath"):
+            for word in shlex.split(fragment["fragment"]):
+                path = folder / word
+                if not word.startswith("-") and path.is_file():
+                    link.append(str(path))
+                    archives.append(str(path))
+                else:
+                    link.append(word)
+    return Llama(
+        key=key,
+        source=source,
+        includes=[entry["path"] for entry in group.get("includes", [])],
+        defines=[d["define"] for d in group.get("defines", []) if d["define"] != "mullama_probe_EXPORTS"],
+        link=link,
+        archives=archives,
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(build(Mode.from_environment())), indent=2, default=str))

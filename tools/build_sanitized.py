@@ -1,0 +1,112 @@
+"""Builds a copy of the tree with a sanitizer and runs the native programs and the suite in it.
+
+    python tools/build_sanitized.py address [ARGUMENTS OF PYTEST …]     AddressSanitizer and UBSan
+    python tools/build_sanitized.py thread  [ARGUMENTS OF PYTEST …]     ThreadSanitizer
+
+The copy is `build/address` or `build/thread`: the extension that lies in the checkout stays as it is. It has
+static libraries of its own, which stay between runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import build_llama
+from vendor import ROOT, BuildError
+
+COPIED = "*.py *.toml *.md *.in LICENSE Makefile mullama tools tests examples docs changelog.d .ci".split()
+NOT_COPIED = shutil.ignore_patterns("*.so", "__pycache__")
+RUNTIMES = {
+    "address": ["libasan.so", "libubsan.so", "libstdc++.so"],
+    "thread": ["libtsan.so", "libstdc++.so"],
+}
+
+
+def copy_tree(target: Path) -> None:
+    """Bring the copy up to date; `build` in it stays, and `vendor` is the checkout's own."""
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.iterdir():
+        if old.is_symlink() or old.is_file():
+            old.unlink()
+        elif old.name != "build":
+            shutil.rmtree(old)
+    for path in (path for pattern in COPIED for path in ROOT.glob(pattern)):
+        if path.is_dir():
+            shutil.copytree(path, target / path.name, ignore=NOT_COPIED)
+        else:
+            shutil.copy2(path, target / path.name)
+    (target / "vendor").symlink_to(ROOT / "vendor")
+
+
+def runtimes(sanitizer: str) -> str:
+    """The libraries to load ahead of Python; GCC's, since Clang links them otherwise."""
+    compiler = shlex.split(build_llama.find_compilers()["CXX"])
+    found = []
+    for name in RUNTIMES[sanitizer]:
+        path = Path(subprocess.check_output([*compiler, f"-print-file-name={name}"], text=True).strip())
+        if not path.is_absolute():
+            raise BuildError(
+                f"{compiler[0]} has no {name}.\nMend it with GCC and its sanitizers:  export CC=gcc CXX=g++"
+                "   (Fedora: sudo dnf install libasan libubsan libtsan)"
+            )
+        found.append(str(path.resolve()))
+    return " ".join(found)
+
+
+def without_randomised_addresses() -> list[str]:
+    """ThreadSanitizer wants the address space where it expects it; newer kernels shuffle it too much."""
+    setarch = shutil.which("setarch")
+    if setarch and subprocess.run([setarch, "-R", "true"], capture_output=True, check=False).returncode == 0:
+        return [setarch, "-R"]
+    return []
+
+
+def main(sanitizer: str, arguments: list[str]) -> int:
+    if sys.platform != "linux":
+        raise BuildError("the sanitizer builds preload the sanitizer's library, which is done on Linux only.")
+    tree = ROOT / "build" / sanitizer
+    copy_tree(tree)
+    environment = os.environ | {"MULLAMA_SANITIZE": sanitizer}
+    environment.pop("MULLAMA_DEBUG", None)
+
+    def do(*command: str | Path, **more: str) -> int:
+        words = [str(word) for word in command]
+        print("+", shlex.join(words), flush=True)
+        return subprocess.run(words, cwd=tree, env=environment | more, check=False).returncode
+
+    for step in (["build_ext", "--inplace"], ["build_native"]):
+        if status := do(sys.executable, "setup.py", "--quiet", *step):
+            return status
+    options = {
+        # Python itself keeps memory to its end; leaks are counted by the suite.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:exitcode=66",
+    }
+    prefix = without_randomised_addresses() if sanitizer == "thread" else []
+    for program in sorted((tree / "build" / "native").glob("*")):
+        if status := do(*prefix, program, **options):
+            return status
+    suite = ["-p", "no:cacheprovider", "--timeout=900", *arguments]
+    return do(
+        *prefix,
+        sys.executable,
+        "-m",
+        "pytest",
+        *suite,
+        **options,
+        LD_PRELOAD=runtimes(sanitizer),
+        PYTHONPATH=str(tree),
+        PYTHONMALLOC="malloc",
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in RUNTIMES:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
