@@ -1,0 +1,184 @@
+"""The checks of a single value that a user gave: each returns it in plain form, or says what would do."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .errors import InvalidParameter, InvalidParameterType
+
+INT32_MAX = 2**31 - 1
+
+# Takes the name of a parameter and what was given for it, returns what to store.
+Check = Callable[[str, Any], Any]
+
+
+class _Biases(Mapping[int, float]):
+    """A small mapping that can be neither changed nor told apart from a dict, and that hashes and pickles."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: dict[int, float]) -> None:
+        self._items = items
+
+    def __getitem__(self, token: int) -> float:
+        return self._items[token]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+def short(value: object) -> str:
+    """A `repr` that is never long, never slow and never fails, for an error message."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = _shortener.repr(value)
+    except Exception:  # noqa: BLE001  a foreign __repr__ may do anything; the message matters more
+        text = f"<{type(value).__name__} object>"
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+_shortener = reprlib.Repr()
+_shortener.maxstring = _shortener.maxother = 80
+
+
+def refuse(name: str, value: object, expected: str, hint: str | None = None) -> InvalidParameter:
+    """The error for a value out of range."""
+    message = f"{name} must be {expected}, not {short(value)}"
+    return InvalidParameter(message, parameter=name, value=value, hint=hint)
+
+
+def refuse_type(name: str, value: object, expected: str, hint: str | None = None) -> InvalidParameterType:
+    """The error for a value of a wrong type."""
+    kind = type(value).__name__
+    message = f"{name} must be {expected}, not {short(value)} ({kind})"
+    return InvalidParameterType(message, parameter=name, value=value, hint=hint)
+
+
+def conflict(name: str, value: object, message: str, hint: str) -> InvalidParameter:
+    """The error for values that are right by themselves and do not go together."""
+    return InvalidParameter(message, parameter=name, value=value, hint=hint)
+
+
+def _is_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # numpy's too, under its old and its new name
+
+
+def _to_int(value: Any) -> int:
+    if _is_bool(value):
+        raise TypeError
+    return int(operator.index(value))
+
+
+def _to_float(value: Any) -> float:
+    if _is_bool(value) or hasattr(type(value), "__len__"):  # with a length it is text or an array
+        raise TypeError
+    return float(value)
+
+
+def _plain(bound: float) -> str:
+    return str(int(bound)) if math.isfinite(bound) and bound == int(bound) else repr(bound)
+
+
+def number(
+    low: float,
+    high: float,
+    *,
+    real: bool = True,
+    above: bool = False,
+    special: float | None = None,
+    none: bool = False,
+    hint: str | None = None,
+) -> Check:
+    """A number from `low` (not itself, if `above`) to `high`, or the `special` one, or None if `none`."""
+    convert: Callable[[object], float] = _to_float if real else _to_int
+    start = f"above {_plain(low)} and up to" if above else f"from {_plain(low)} to"
+    expected = f"{'a number' if real else 'an integer'} {start} {_plain(high)}"
+    if special is not None:
+        expected += f", {_plain(special)}" if none else f" or {_plain(special)}"
+    if none:
+        expected += " or None"
+
+    def check(name: str, value: object) -> float | None:
+        if none and value is None:
+            return None
+        try:
+            result = convert(value)
+        except (TypeError, ValueError):
+            raise refuse_type(name, value, expected, hint) from None
+        except OverflowError:
+            raise refuse(name, value, expected, hint) from None
+        if result == special:
+            return result
+        if not low <= result <= high or (above and result == low):  # NaN fails here too
+            raise refuse(name, value, expected, hint)
+        return result
+
+    return check
+
+
+def integer(low: int, high: int = INT32_MAX, *, none: bool = False, hint: str | None = None) -> Check:
+    return number(low, high, real=False, none=none, hint=hint)
+
+
+def flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise refuse_type(name, value, "True or False")
+
+
+def strings(max_count: int, max_bytes: int, *, nul: bool = True) -> Check:
+    """Some non-empty strings, in any iterable that is not itself one string."""
+
+    def check(name: str, value: object) -> tuple[str, ...]:
+        if isinstance(value, (str, bytes, bytearray)):
+            raise refuse_type(name, value, "several strings", f"Put it into a list: {name}=[{short(value)}].")
+        try:
+            iterator = iter(value)  # type: ignore[call-overload]
+        except TypeError:
+            raise refuse_type(name, value, "an iterable of strings", f"Use {name}=() for none.") from None
+        items = tuple(itertools.islice(iterator, max_count + 1))
+        if len(items) > max_count:
+            raise refuse(name, value, f"at most {max_count} strings", "Leave some out.")
+        for i, item in enumerate(items):
+            one = f"{name}[{i}]"
+            if not isinstance(item, str):
+                raise refuse_type(one, item, "a string")
+            if not item:
+                raise refuse(one, item, "a non-empty string", "Leave it out.")
+            try:
+                size = len(item.encode())
+            except UnicodeEncodeError:
+                raise refuse(one, item, "text that UTF-8 can encode", "Remove the lone surrogate.") from None
+            if size > max_bytes:
+                raise refuse(one, item, f"at most {max_bytes} bytes of UTF-8 (it has {size})", "Shorten it.")
+            if not nul and "\0" in item:
+                raise refuse(one, item, "a string without a NUL character", "llama.cpp would cut it there.")
+        return tuple(str.__str__(item) for item in items)  # plain strings, also from subclasses
+
+    return check
+
+
+def token_biases(name: str, value: object) -> _Biases | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise refuse_type(name, value, "a mapping of token ids to biases", f"Like {name}={{13: -2.5}}.")
+    token = integer(0, hint="Its keys are token ids.")
+    bias = number(-1e6, 1e6, special=-math.inf, hint="-inf is never, +5 much likelier.")
+    items = {token(f"a key of {name}", k): bias(f"{name}[{short(k)}]", v) for k, v in value.items()}
+    return _Biases(items) if items else None

@@ -1,0 +1,181 @@
+# What the core calls of C++ and of llama.h, and nothing else; meanings are in the headers under _native/.
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport shared_ptr
+from libcpp.pair cimport pair
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+
+cdef extern from "llama.h" nogil:
+    cdef struct llama_model
+    cdef struct llama_vocab
+    const llama_vocab * llama_model_get_vocab(const llama_model *)
+    int32_t llama_model_n_ctx_train(const llama_model *)
+    int32_t llama_model_n_embd(const llama_model *)
+    int32_t llama_model_n_layer(const llama_model *)
+    int32_t llama_model_n_head(const llama_model *)
+    uint64_t llama_model_n_params(const llama_model *)
+    uint64_t llama_model_size(const llama_model *)
+    cbool llama_model_has_encoder(const llama_model *)
+    cbool llama_model_has_decoder(const llama_model *)
+    cbool llama_model_is_diffusion(const llama_model *)
+    const char * llama_model_chat_template(const llama_model *, const char * name)
+    int32_t llama_vocab_n_tokens(const llama_vocab *)
+    int32_t llama_vocab_bos(const llama_vocab *)
+    int32_t llama_vocab_eos(const llama_vocab *)
+    cbool llama_vocab_is_eog(const llama_vocab *, int32_t token)
+    const char * llama_print_system_info()
+
+
+cdef extern from "build-info.h" nogil:
+    int llama_build_number()
+    const char * llama_commit()
+
+
+cdef extern from "_native/log.hpp" namespace "mullama" nogil:
+    cdef cppclass LogLine:
+        int level
+        string text
+    void start_llama_cpp() except +
+    vector[LogLine] take_log() except +
+
+
+cdef extern from "_native/model.hpp" namespace "mullama" nogil:
+    ctypedef cbool (*llama_progress_callback)(float, void *) noexcept
+    cdef cppclass LoadParams:
+        int32_t n_gpu_layers
+        cbool use_mmap
+        cbool use_mlock
+        cbool vocab_only
+        llama_progress_callback on_progress
+        void * on_progress_data
+    shared_ptr[llama_model] load_model(const string & path, const LoadParams &) except +
+    vector[int32_t] tokenize(const llama_model *, const string &, cbool add_special, cbool parse_special) except +
+    string detokenize(const llama_model *, const vector[int32_t] &, cbool special) except +
+    size_t longest_piece(const llama_model *) except +
+    vector[pair[string, string]] metadata(const llama_model *) except +
+    string description(const llama_model *) except +
+
+
+cdef extern from "_native/doorbell.hpp" namespace "mullama" nogil:
+    cdef cppclass CDoorbell "mullama::Doorbell":
+        CDoorbell() except +
+        int fd()
+        void answer()
+
+
+cdef extern from "_native/ring.hpp" namespace "mullama" nogil:
+    cdef cppclass Record:
+        int32_t token
+        float logprob
+        uint32_t is_final
+        uint32_t n_bytes
+        const char * text()
+
+
+cdef extern from "_native/sampler.hpp" namespace "mullama" nogil:
+    cdef cppclass Sampling:
+        uint32_t seed
+        float temperature, dynatemp_range, dynatemp_exponent
+        int32_t top_k, min_keep
+        float top_p, min_p, typical_p, top_n_sigma
+        float xtc_probability, xtc_threshold
+        int32_t penalty_last_n
+        float repeat_penalty, frequency_penalty, presence_penalty
+        float dry_multiplier, dry_base
+        int32_t dry_allowed_length, dry_penalty_last_n
+        vector[string] dry_sequence_breakers
+        int32_t mirostat
+        float mirostat_tau, mirostat_eta
+        cbool ignore_eos
+        vector[pair[int32_t, float]] logit_bias
+
+
+cdef extern from "_native/text.hpp" namespace "mullama" nogil:
+    cdef cppclass CText "mullama::Text":
+        CText(vector[string] stops) except +
+        int feed(const char * data, size_t n, string & out) except +
+        int finish(string & out) except +
+
+
+cdef extern from "_native/stream.hpp" namespace "mullama" nogil:
+    cdef cppclass Request:
+        vector[int32_t] prompt
+        int64_t max_tokens, called_us, timeout_us, delay_us
+        uint32_t buffer_size
+        vector[string] stops
+        Sampling sampling
+    cdef cppclass Finish:  # an enum class; cast to int
+        pass
+    cdef cppclass Fault:   # likewise
+        pass
+    cdef cppclass Outcome:
+        Finish finish
+        Fault fault
+        string message
+        int stop
+        vector[int32_t] tokens
+        string text
+        int64_t cached_tokens, called_us, admitted_us, first_us, last_us, ended_us
+    cdef cppclass CStream "mullama::Stream":
+        CStream(shared_ptr[CEngine] engine, Request request, size_t longest_piece) except +
+        const Record * front()
+        void pop()
+        cbool ended()
+        cbool ready()
+        uint32_t buffered()
+        cbool paused()
+        cbool cancel()
+        int64_t generated()
+        double rate() except +
+        Outcome outcome() except +
+        void arm(shared_ptr[CDoorbell] bell) except +
+        void disarm()
+    int64_t now_us()
+
+
+cdef extern from "_native/engine.hpp" namespace "mullama" nogil:
+    cdef cppclass EngineParams:
+        uint32_t n_ctx, n_cells, n_batch, n_ubatch, n_seq_max
+        int32_t n_threads, n_threads_batch
+        cbool reuse_prefix
+    cdef cppclass EngineStats:
+        int32_t slots, busy, queued, paused
+        int64_t cells, cached_cells, steps, tokens_in, tokens_out
+    cdef cppclass CEngine "mullama::Engine":
+        CEngine(shared_ptr[llama_model] model, const EngineParams &) except +
+        int64_t n_ctx()
+        int32_t n_batch()
+        int32_t n_threads()
+        void run()
+        void submit(shared_ptr[CStream]) except +
+        void clear_cache() except +
+        void stop()
+        void release()
+        EngineStats stats()
+
+
+cdef class Model:
+    cdef shared_ptr[llama_model] shared   # also held by each engine made of it
+    cdef const llama_vocab * vocab        # lives as long as the model
+    cdef size_t longest_piece             # bytes; what a record must hold
+    cdef readonly bint vocab_only
+    cdef int check(self) except -1
+
+
+cdef class Doorbell:
+    cdef shared_ptr[CDoorbell] shared     # also held by the streams that are armed with it
+
+
+cdef class Engine:
+    cdef shared_ptr[CEngine] shared       # also held by each stream of it
+    cdef size_t longest_piece             # of its model
+
+
+cdef class Stream:
+    cdef shared_ptr[CStream] shared       # also held by the engine until the stream has ended
+
+
+cdef class Text:
+    cdef CText * text                     # owned

@@ -1,0 +1,458 @@
+# distutils: language = c++
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=False
+"""The GIL's side of the C++ engine: extension types that convert and guard, and decide nothing.
+
+What a thing does is said in the header under ``_native/`` that declares it. The GIL is let go where C may take long:
+loading, making and running an engine, tokenising, waiting. After ``fork`` a child that inherited a model cannot use it
+(the threads that serve it were not copied): every call then raises ForkError, and memory is left as it is.
+"""
+
+import os
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from cython.operator cimport dereference as deref
+from libc.errno cimport EINTR, errno
+from libcpp.memory cimport make_shared
+from libcpp.utility cimport move
+
+from mullama.errors import ForkError
+
+
+cdef extern from "poll.h" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *, unsigned long, int timeout_ms)
+    short POLLIN
+
+
+# ---------------------------------------------------------------------------------------------------------- the process
+
+cdef bint used = False      # a model was loaded in this process, or in the one that it was forked from
+cdef bint forked = False    # in the latter
+
+
+def _after_fork_in_child():
+    global forked
+    forked = used
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+start_llama_cpp()
+
+
+cdef int check_fork() except -1:
+    if forked:
+        raise ForkError(
+            "this process was forked from one that had loaded a model, and a fork copies none of its threads",
+            hint="load the model after the fork, or start processes with the 'spawn' method",
+        )
+    return 0
+
+
+def llama_cpp_build():
+    """Build number and commit of the llama.cpp that is linked in."""
+    return llama_build_number(), llama_commit().decode("ascii", "replace")
+
+
+def system_info():
+    """The processor features that ggml was built for, in its own words."""
+    return llama_print_system_info().decode("utf-8", "replace")
+
+
+def take_log_lines():
+    """The log lines since the last call, as (level, text): 1 debug, 2 info, 3 warning, 4 error."""
+    return [(line.level, line.text.decode("utf-8", "replace")) for line in take_log()]
+
+
+# ---------------------------------------------------------------------------------------------------------- the model
+
+cdef class _Progress:
+    """A load's progress callback, and what it raised."""
+    cdef object callback
+    cdef object raised
+
+    def __cinit__(self, callback):
+        self.callback = callback
+
+
+cdef cbool on_load_progress(float fraction, void * data) noexcept with gil:
+    progress = <_Progress> data
+    try:
+        return progress.callback(fraction) is not False
+    except BaseException as e:
+        progress.raised = e
+        return False
+
+
+cdef class Model:
+    def __init__(self, bytes path not None, *, int n_gpu_layers, bint use_mmap, bint use_mlock, bint vocab_only,
+                 on_progress=None):
+        global used
+        check_fork()
+        used = True
+        cdef LoadParams params
+        params.n_gpu_layers = n_gpu_layers
+        params.use_mmap = use_mmap
+        params.use_mlock = use_mlock
+        params.vocab_only = vocab_only
+        cdef _Progress progress = _Progress(on_progress)
+        if on_progress is not None:
+            params.on_progress = on_load_progress
+            params.on_progress_data = <void *> progress
+        cdef string name = path
+        cdef shared_ptr[llama_model] loaded
+        try:
+            with nogil:
+                loaded = load_model(name, params)
+                self.longest_piece = longest_piece(loaded.get())
+        except RuntimeError:
+            if progress.raised is not None:
+                raise progress.raised
+            raise
+        self.shared = move(loaded)
+        self.vocab = llama_model_get_vocab(self.shared.get())
+        self.vocab_only = vocab_only
+
+    def __dealloc__(self):
+        if forked:
+            new shared_ptr[llama_model](self.shared)  # leaked: its destructor would wait for threads that are not there
+
+    cdef int check(self) except -1:
+        if self.shared.get() == NULL:
+            raise ValueError("the model is not loaded")
+        return check_fork()
+
+    def tokenize(self, bytes text not None, bint add_special, bint parse_special):
+        self.check()
+        cdef string data = text
+        cdef vector[int32_t] tokens
+        with nogil:
+            tokens = tokenize(self.shared.get(), data, add_special, parse_special)
+        return tokens
+
+    def detokenize(self, vector[int32_t] tokens, bint special):
+        self.check()
+        cdef int32_t n = llama_vocab_n_tokens(self.vocab), token
+        for token in tokens:
+            if not 0 <= token < n:
+                raise IndexError(token)
+        cdef string data
+        with nogil:
+            data = detokenize(self.shared.get(), tokens, special)
+        return <bytes> data
+
+    def is_eog(self, int32_t token):
+        self.check()
+        if not 0 <= token < llama_vocab_n_tokens(self.vocab):
+            raise IndexError(token)
+        return llama_vocab_is_eog(self.vocab, token)
+
+    def metadata(self):
+        self.check()
+        return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+                for key, value in metadata(self.shared.get())}
+
+    def chat_template(self):
+        self.check()
+        cdef const char * text = llama_model_chat_template(self.shared.get(), NULL)
+        return None if text == NULL else text.decode("utf-8", "replace")
+
+    @property
+    def description(self):
+        self.check()
+        return description(self.shared.get()).decode("utf-8", "replace")
+
+    @property
+    def can_generate(self):
+        """A decoder that predicts the next token, with its weights loaded."""
+        self.check()
+        cdef const llama_model * model = self.shared.get()
+        return (not self.vocab_only and llama_model_has_decoder(model) and not llama_model_has_encoder(model)
+                and not llama_model_is_diffusion(model))
+
+    @property
+    def n_ctx_train(self):
+        self.check()
+        return llama_model_n_ctx_train(self.shared.get())
+
+    @property
+    def n_embd(self):
+        self.check()
+        return llama_model_n_embd(self.shared.get())
+
+    @property
+    def n_vocab(self):
+        self.check()
+        return llama_vocab_n_tokens(self.vocab)
+
+    @property
+    def n_layer(self):
+        self.check()
+        return llama_model_n_layer(self.shared.get())
+
+    @property
+    def n_head(self):
+        self.check()
+        return llama_model_n_head(self.shared.get())
+
+    @property
+    def n_params(self):
+        self.check()
+        return llama_model_n_params(self.shared.get())
+
+    @property
+    def size(self):
+        self.check()
+        return llama_model_size(self.shared.get())
+
+    @property
+    def token_bos(self):
+        self.check()
+        return llama_vocab_bos(self.vocab)
+
+    @property
+    def token_eos(self):
+        self.check()
+        return llama_vocab_eos(self.vocab)
+
+
+# ---------------------------------------------------------------------------------------------------------- the engine
+
+cdef class Doorbell:
+    def __cinit__(self):
+        self.shared = make_shared[CDoorbell]()
+
+    def fileno(self):
+        return self.shared.get().fd()
+
+    def answer(self):
+        self.shared.get().answer()
+
+
+cdef class Engine:
+    def __init__(self, Model model not None, *, uint32_t n_ctx, uint32_t n_cells, uint32_t n_batch, uint32_t n_ubatch,
+                 uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, bint reuse_prefix):
+        model.check()
+        cdef EngineParams params
+        params.n_ctx = n_ctx
+        params.n_cells = n_cells
+        params.n_batch = n_batch
+        params.n_ubatch = n_ubatch
+        params.n_seq_max = n_seq_max
+        params.n_threads = n_threads
+        params.n_threads_batch = n_threads_batch
+        params.reuse_prefix = reuse_prefix
+        cdef shared_ptr[CEngine] made
+        with nogil:
+            made = make_shared[CEngine](model.shared, params)
+        self.shared = move(made)
+        self.longest_piece = model.longest_piece
+
+    def __dealloc__(self):
+        if forked:
+            new shared_ptr[CEngine](self.shared)  # leaked, as the model
+
+    def run(self):
+        """Work until stop(); the calling thread is the engine thread from here on."""
+        cdef CEngine * engine = self.shared.get()
+        with nogil:
+            engine.run()
+
+    def stop(self):
+        if not forked:
+            self.shared.get().stop()
+
+    def release(self):
+        """Give the memory back; only after run() has returned."""
+        cdef CEngine * engine = self.shared.get()
+        if not forked:
+            with nogil:
+                engine.release()
+
+    def clear_cache(self):
+        check_fork()
+        self.shared.get().clear_cache()
+
+    def stats(self):
+        check_fork()
+        cdef EngineStats s = self.shared.get().stats()
+        return (s.slots, s.busy, s.queued, s.paused, s.cells, s.cached_cells, s.steps, s.tokens_in, s.tokens_out)
+
+    @property
+    def n_ctx(self):
+        return self.shared.get().n_ctx()
+
+    @property
+    def n_batch(self):
+        return self.shared.get().n_batch()
+
+    @property
+    def n_threads(self):
+        return self.shared.get().n_threads()
+
+    def submit(self, vector[int32_t] prompt, *, int64_t max_tokens, int64_t called_us, int64_t timeout_us, int64_t delay_us,
+               uint32_t buffer_size, vector[string] stops, dict sampling not None):
+        """Queue a request. Keys of `sampling` are the fields of SamplerParams."""
+        check_fork()
+        cdef Request request
+        request.prompt = move(prompt)
+        request.max_tokens = max_tokens
+        request.called_us = called_us
+        request.timeout_us = timeout_us
+        request.delay_us = delay_us
+        request.buffer_size = buffer_size
+        request.stops = move(stops)
+        request.sampling = to_sampling(sampling)
+        cdef Stream stream = Stream.__new__(Stream)
+        stream.shared = make_shared[CStream](self.shared, request, self.longest_piece)
+        self.shared.get().submit(stream.shared)
+        return stream
+
+
+cdef Sampling to_sampling(dict values) except *:
+    cdef Sampling s
+    s.seed = values["seed"]
+    s.temperature = values["temperature"]
+    s.dynatemp_range = values["dynatemp_range"]
+    s.dynatemp_exponent = values["dynatemp_exponent"]
+    s.top_k = values["top_k"]
+    s.min_keep = values["min_keep"]
+    s.top_p = values["top_p"]
+    s.min_p = values["min_p"]
+    s.typical_p = values["typical_p"]
+    s.top_n_sigma = values["top_n_sigma"]
+    s.xtc_probability = values["xtc_probability"]
+    s.xtc_threshold = values["xtc_threshold"]
+    s.penalty_last_n = values["penalty_last_n"]
+    s.repeat_penalty = values["repeat_penalty"]
+    s.frequency_penalty = values["frequency_penalty"]
+    s.presence_penalty = values["presence_penalty"]
+    s.dry_multiplier = values["dry_multiplier"]
+    s.dry_base = values["dry_base"]
+    s.dry_allowed_length = values["dry_allowed_length"]
+    s.dry_penalty_last_n = values["dry_penalty_last_n"]
+    for breaker in values["dry_sequence_breakers"]:
+        s.dry_sequence_breakers.push_back(<string> (<str> breaker).encode())
+    s.mirostat = values["mirostat"]
+    s.mirostat_tau = values["mirostat_tau"]
+    s.mirostat_eta = values["mirostat_eta"]
+    s.ignore_eos = values["ignore_eos"]
+    for token, bias in values["logit_bias"]:
+        s.logit_bias.push_back(pair[int32_t, float](<int32_t> token, <float> bias))
+    return s
+
+
+# ---------------------------------------------------------------------------------------------------------- the stream
+
+cdef class Stream:
+    """One generation, read by one reader at a time. Dropping it cancels it."""
+
+    def __dealloc__(self):
+        if self.shared.get() == NULL:
+            return
+        if forked:
+            new shared_ptr[CStream](self.shared)  # leaked, as the model
+        elif not self.shared.get().ended():
+            self.shared.get().cancel()
+
+    def pop(self):
+        """The oldest record as (text, token, is_final, logprob), or None where there is none."""
+        check_fork()
+        cdef CStream * stream = self.shared.get()
+        cdef const Record * record = stream.front()
+        if record == NULL:
+            return None
+        cdef str text = PyUnicode_DecodeUTF8(record.text(), record.n_bytes, NULL)
+        cdef tuple taken = (text, record.token, bool(record.is_final), record.logprob)
+        stream.pop()
+        return taken
+
+    def arm(self, Doorbell bell not None):
+        check_fork()
+        self.shared.get().arm(bell.shared)
+
+    def disarm(self):
+        self.shared.get().disarm()
+
+    def wait(self, Doorbell bell not None):
+        """Block until the bell rings, letting the GIL go. Signal handlers run meanwhile, and may raise out of here."""
+        check_fork()
+        cdef pollfd entry
+        entry.fd = bell.shared.get().fd()
+        entry.events = POLLIN
+        cdef int n
+        while True:
+            with nogil:
+                n = poll(&entry, 1, 200)  # bounded, because a signal may interrupt another thread instead of this one
+            if n > 0:
+                break
+            PyErr_CheckSignals()
+        bell.shared.get().answer()
+
+    def cancel(self):
+        check_fork()
+        return self.shared.get().cancel()
+
+    def outcome(self):
+        """(finish, fault, message, stop, tokens, text, cached, called, admitted, first, last, ended), times in µs."""
+        check_fork()
+        cdef Outcome o = self.shared.get().outcome()
+        return (<int> o.finish, <int> o.fault, o.message.decode("utf-8", "replace"), o.stop, tuple(o.tokens),
+                o.text.decode("utf-8", "replace"), o.cached_tokens, o.called_us, o.admitted_us, o.first_us, o.last_us,
+                o.ended_us)
+
+    @property
+    def ended(self):
+        return self.shared.get().ended()
+
+    @property
+    def ready(self):
+        check_fork()
+        return self.shared.get().ready()
+
+    @property
+    def buffered(self):
+        return self.shared.get().buffered()
+
+    @property
+    def paused(self):
+        return self.shared.get().paused()
+
+    @property
+    def generated(self):
+        return self.shared.get().generated()
+
+    @property
+    def rate(self):
+        return self.shared.get().rate()
+
+
+def clock_us():
+    """The clock of outcome()'s times."""
+    return now_us()
+
+
+# ---------------------------------------------------------------------------------------------------------- the text
+
+cdef class Text:
+    """The engine's assembly of bytes to text, by itself: for those who test it or feed it otherwise."""
+
+    def __cinit__(self, vector[string] stops):
+        self.text = new CText(stops)
+
+    def __dealloc__(self):
+        del self.text
+
+    def feed(self, bytes data not None):
+        """(text that is decided now, index of the stop string that was completed or -1)"""
+        cdef string out
+        cdef int stop = self.text.feed(data, len(data), out)
+        return out.decode("utf-8"), stop
+
+    def finish(self):
+        cdef string out
+        cdef int stop = self.text.finish(out)
+        return out.decode("utf-8"), stop

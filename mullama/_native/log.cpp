@@ -1,0 +1,81 @@
+// llama.cpp's log callback and the store behind it; see log.hpp.
+#include "log.hpp"
+
+#include <deque>
+#include <mutex>
+
+#include "ggml.h"
+#include "llama.h"
+// after ggml.h
+#include "log.h"
+
+namespace mullama {
+
+namespace {
+
+constexpr size_t most_lines = 1000;
+
+struct Store {
+    std::mutex mutex;
+    std::deque<LogLine> lines;
+    size_t lost = 0;
+};
+
+Store & store() {
+    static Store * const the = new Store;  // never destroyed: threads of ggml may log while the process ends
+    return *the;
+}
+
+thread_local std::string partial;      // a line that came without its end
+thread_local int partial_level = 0;
+thread_local std::string errors;
+
+void on_log(ggml_log_level level, const char * text, void *) {
+    if (level != GGML_LOG_LEVEL_CONT) partial_level = level;
+    partial += text;
+    size_t begin = 0, end;
+    while ((end = partial.find('\n', begin)) != std::string::npos) {
+        std::string line = partial.substr(begin, end - begin);
+        begin = end + 1;
+        if (line.find_first_not_of(" .") == std::string::npos) continue;  // dots that show progress
+        if (partial_level == GGML_LOG_LEVEL_ERROR) errors += (errors.empty() ? "" : "; ") + line;
+        Store & s = store();
+        std::lock_guard<std::mutex> lock(s.mutex);
+        if (s.lines.size() == most_lines) {
+            s.lines.pop_front();
+            ++s.lost;
+        }
+        s.lines.push_back({partial_level, std::move(line)});
+    }
+    partial.erase(0, begin);
+}
+
+}  // namespace
+
+void start_llama_cpp() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        llama_log_set(on_log, nullptr);
+        common_log_set_verbosity_thold(-1);  // llama.cpp's common library prints by itself otherwise
+        llama_backend_init();
+    });
+}
+
+std::vector<LogLine> take_log() {
+    Store & s = store();
+    std::lock_guard<std::mutex> lock(s.mutex);
+    std::vector<LogLine> taken;
+    if (s.lost > 0) taken.push_back({GGML_LOG_LEVEL_WARN, std::to_string(s.lost) + " older lines were dropped"});
+    taken.insert(taken.end(), std::make_move_iterator(s.lines.begin()), std::make_move_iterator(s.lines.end()));
+    s.lines.clear();
+    s.lost = 0;
+    return taken;
+}
+
+std::string take_errors() {
+    std::string taken;
+    taken.swap(errors);
+    return taken;
+}
+
+}  // namespace mullama

@@ -1,0 +1,23 @@
+// What llama.cpp says: its log lines are kept here, in C, until Python fetches them. No line ever waits for the GIL.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace mullama {
+
+struct LogLine {
+    int level;  // of ggml_log_level: 1 debug, 2 info, 3 warning, 4 error
+    std::string text;
+};
+
+// Take llama.cpp's logging over and start its backends; once a process.
+void start_llama_cpp();
+
+// Take all lines that were kept. At most 1,000 are: beyond that the oldest make room, and a line says how many were lost.
+std::vector<LogLine> take_log();
+
+// The error lines that this thread logged since the last call, joined: why a call of llama.cpp on this thread failed.
+std::string take_errors();
+
+}  // namespace mullama

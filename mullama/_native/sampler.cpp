@@ -1,0 +1,120 @@
+// llama.cpp's sampler chain for one sequence; see sampler.hpp.
+#include "sampler.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "common.h"
+#include "llama.h"
+#include "sampling.h"
+
+namespace mullama {
+
+namespace {
+
+common_params_sampling to_common(const llama_vocab * vocab, const Sampling & s) {
+    common_params_sampling p;
+    p.seed = s.seed;
+    p.temp = s.temperature;
+    p.dynatemp_range = s.dynatemp_range;
+    p.dynatemp_exponent = s.dynatemp_exponent;
+    p.top_k = s.top_k;
+    p.min_keep = s.min_keep;
+    p.top_p = s.top_p;
+    p.min_p = s.min_p;
+    p.typ_p = s.typical_p;
+    p.top_n_sigma = s.top_n_sigma;
+    p.xtc_probability = s.xtc_probability;
+    p.xtc_threshold = s.xtc_threshold;
+    p.penalty_last_n = s.penalty_last_n;
+    p.penalty_repeat = s.repeat_penalty;
+    p.penalty_freq = s.frequency_penalty;
+    p.penalty_present = s.presence_penalty;
+    p.dry_multiplier = s.dry_multiplier;
+    p.dry_base = s.dry_base;
+    p.dry_allowed_length = s.dry_allowed_length;
+    p.dry_penalty_last_n = s.dry_penalty_last_n;
+    p.dry_sequence_breakers = s.dry_sequence_breakers;
+    p.mirostat = s.mirostat;
+    p.mirostat_tau = s.mirostat_tau;
+    p.mirostat_eta = s.mirostat_eta;
+    p.ignore_eos = s.ignore_eos;
+    p.no_perf = true;
+    for (const auto & [token, bias] : s.logit_bias) p.logit_bias.push_back({token, bias});
+    if (s.ignore_eos) {
+        for (int32_t token = 0; token < llama_vocab_n_tokens(vocab); ++token) {
+            if (llama_vocab_is_eog(vocab, token)) p.logit_bias.push_back({token, -INFINITY});
+        }
+    }
+    return p;
+}
+
+// exp(x) for -87 <= x <= 0, in a form that compilers turn into vector code: 2^n * 2^f with the Taylor polynomial of
+// 2^f at f in [-1/2, 1/2]; its relative error is below 2e-7.
+inline float exp_vectorisable(float x) {
+    const float t = x * 1.44269504f;
+    const float shifted = t + 12582912.0f;  // 1.5 * 2^23: rounds t to the nearest integer
+    const float n = shifted - 12582912.0f;
+    const float f = t - n;
+    float y = 1.54035304e-4f;
+    y = y * f + 1.33335581e-3f;
+    y = y * f + 9.61812911e-3f;
+    y = y * f + 5.55041087e-2f;
+    y = y * f + 2.40226507e-1f;
+    y = y * f + 6.93147181e-1f;
+    y = y * f + 1.0f;
+    const int32_t bits = (int32_t(n) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return y * scale;
+}
+
+}  // namespace
+
+void FreeSampler::operator()(common_sampler * sampler) const { common_sampler_free(sampler); }
+
+Sampler::Sampler(const llama_model * model, const Sampling & sampling, const std::vector<int32_t> & prompt)
+    : n_vocab_(llama_vocab_n_tokens(llama_model_get_vocab(model))) {
+    auto params = to_common(llama_model_get_vocab(model), sampling);
+    chain_.reset(common_sampler_init(model, params));
+    if (!chain_) throw std::runtime_error("llama.cpp made no sampler of these parameters");
+    for (int32_t token : prompt) common_sampler_accept(chain_.get(), token, false);
+}
+
+int32_t Sampler::sample(llama_context * ctx, int32_t i, float * logprob) {
+    const float * logits = llama_get_logits_ith(ctx, i);
+    if (logits == nullptr) throw std::runtime_error("llama.cpp has no logits for this token");
+    const int32_t token = common_sampler_sample(chain_.get(), ctx, i);
+    if (token < 0 || token >= n_vocab_) throw std::runtime_error("the sampler chain selected no token");
+    common_sampler_accept(chain_.get(), token, true);
+    *logprob = log_softmax_at(logits, n_vocab_, token);
+    return token;
+}
+
+float log_softmax_at(const float * logits, int32_t n, int32_t token) {
+    constexpr int32_t lanes = 16;
+    float tops[lanes];
+    for (int32_t k = 0; k < lanes; ++k) tops[k] = -INFINITY;
+    int32_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        for (int32_t k = 0; k < lanes; ++k) tops[k] = tops[k] < logits[i + k] ? logits[i + k] : tops[k];
+    }
+    for (; i < n; ++i) tops[0] = std::max(tops[0], logits[i]);
+    const float top = *std::max_element(tops, tops + lanes);
+
+    float sums[lanes] = {};
+    for (i = 0; i + lanes <= n; i += lanes) {
+        for (int32_t k = 0; k < lanes; ++k) {
+            const float x = logits[i + k] - top;
+            sums[k] += exp_vectorisable(x < -87.0f ? -87.0f : x);
+        }
+    }
+    double sum = 0.0;
+    for (; i < n; ++i) sum += std::exp(double(logits[i]) - top);
+    for (float part : sums) sum += part;
+    return float(double(logits[token]) - top - std::log(sum));
+}
+
+}  // namespace mullama

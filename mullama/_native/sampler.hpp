@@ -1,0 +1,54 @@
+// The choice of the next token: llama.cpp's own sampler chain for one sequence, and the log-probability of what it chose.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+struct common_sampler;
+struct llama_context;
+struct llama_model;
+
+namespace mullama {
+
+// The fields of SamplerParams (mullama/config.py, where ranges and defaults are documented and checked).
+struct Sampling {
+    uint32_t seed = 0xFFFFFFFF;
+    float temperature = 0.8f, dynatemp_range = 0.0f, dynatemp_exponent = 1.0f;
+    int32_t top_k = 40, min_keep = 0;
+    float top_p = 0.95f, min_p = 0.0f, typical_p = 1.0f, top_n_sigma = -1.0f;
+    float xtc_probability = 0.0f, xtc_threshold = 0.1f;
+    int32_t penalty_last_n = 64;
+    float repeat_penalty = 1.0f, frequency_penalty = 0.0f, presence_penalty = 0.0f;
+    float dry_multiplier = 0.0f, dry_base = 1.75f;
+    int32_t dry_allowed_length = 2, dry_penalty_last_n = 64;
+    std::vector<std::string> dry_sequence_breakers;
+    int32_t mirostat = 0;
+    float mirostat_tau = 5.0f, mirostat_eta = 0.1f;
+    bool ignore_eos = false;
+    std::vector<std::pair<int32_t, float>> logit_bias;
+};
+
+struct FreeSampler {
+    void operator()(common_sampler * sampler) const;
+};
+
+class Sampler {
+  public:
+    // Throws std::exception where llama.cpp refuses the parameters.
+    Sampler(const llama_model * model, const Sampling & sampling, const std::vector<int32_t> & prompt);
+
+    // Choose from the logits of batch index `i` and remember the choice.
+    int32_t sample(llama_context * ctx, int32_t i, float * logprob);
+
+  private:
+    std::unique_ptr<common_sampler, FreeSampler> chain_;
+    const int32_t n_vocab_;
+};
+
+// ln p(token) under softmax(logits[0 … n-1]).
+float log_softmax_at(const float * logits, int32_t n, int32_t token);
+
+}  // namespace mullama

@@ -1,0 +1,102 @@
+// One generation as both sides see it: what was asked, the ring, the signals, and the journal of what was generated.
+//
+// The engine writes, one reader reads. Two signals travel back, *cancel* and *room*; both end in Engine::wake.
+// Invariants:
+//  * after cancel() returns, no token is added to the ring or to the journal any more;
+//  * `ended` is set once, by the engine, after the last record and after the slot is free; the outcome is fixed then;
+//  * the ending has a place of its own (the outcome), so that no full ring can block it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "doorbell.hpp"
+#include "ring.hpp"
+#include "sampler.hpp"
+#include "text.hpp"
+
+namespace mullama {
+
+class Engine;
+
+int64_t now_us();  // of the steady clock
+
+enum class Finish : int { running, stop, length, cancelled, timeout, error };
+enum class Fault : int { none, generation, sampling, closed };
+
+// What a stream asks for; fixed once it is submitted.
+struct Request {
+    std::vector<int32_t> prompt;   // never empty, shorter than what one sequence may hold
+    int64_t max_tokens = -1;       // -1: until an end token, or until the sequence is full
+    int64_t called_us = 0;         // when it was asked for, on the clock of now_us()
+    int64_t timeout_us = 0;        // from then on; 0: none
+    int64_t delay_us = 0;          // between two tokens
+    uint32_t buffer_size = 32;     // records in the ring
+    std::vector<std::string> stops;
+    Sampling sampling;
+};
+
+// How it went; complete once the stream has ended, a snapshot before that.
+struct Outcome {
+    Finish finish = Finish::running;
+    Fault fault = Fault::none;
+    std::string message;           // of the fault
+    int stop = -1;                 // index of the stop string that was found
+    std::vector<int32_t> tokens;   // every token that was generated, the one that ended it included
+    std::string text;              // what they say, stop string excluded
+    int64_t cached_tokens = 0;     // of the prompt, not computed again
+    int64_t called_us = 0, admitted_us = 0, first_us = 0, last_us = 0, ended_us = 0;  // 0: never came to it
+};
+
+class Stream {
+  public:
+    Stream(std::shared_ptr<Engine> engine, Request request, size_t longest_piece);
+
+    // ---- the reader's side, any thread, one at a time
+    const Record * front() { return ring_.front(); }
+    void pop();                          // gives the room back; wakes the engine if it waits for it
+    bool ended() const { return ended_.load(); }
+    bool ready() { return ring_.size() > 0 || ended_.load(); }
+    uint32_t buffered() const { return ring_.size(); }
+    bool paused() const { return paused_.load(); }
+    bool cancel();                       // false: it had ended already
+    Outcome outcome() const;             // a copy
+    int64_t generated() const { return n_generated_.load(); }
+    double rate() const;                 // tokens per second from the first to the last so far; 0 before there are two
+    // Ask for a ring of `bell` at the next record or at the end. Look at ready() again before waiting.
+    void arm(std::shared_ptr<Doorbell> bell);
+    void disarm() { armed_.store(false); }
+
+    // ---- the engine's side
+    const Request & request() const { return request_; }
+    int64_t deadline_us() const { return deadline_us_; }  // 0: none
+    Finish dead(int64_t now) const;      // cancelled or timeout where it is to end; else running
+    bool full();                         // and if so, remember to be woken when there is room
+    // Append one token; `text` is what it completed. False, and nothing done, if the stream was cancelled meanwhile.
+    bool append(int32_t token, float logprob, const std::string & text, bool is_final);
+    void admitted(int64_t cached_tokens);
+    // The end. `rest` is text that was held back and has no record to go with (none but the journal shows it).
+    void end(Finish finish, Fault fault, const std::string & message, int stop, const std::string & rest);
+    void notify();                       // ring the bell if the reader waits
+
+  private:
+    const std::shared_ptr<Engine> engine_;
+    const Request request_;
+    const int64_t deadline_us_;
+    Ring ring_;
+    std::atomic<bool> cancelled_{false};
+    std::atomic<bool> ended_{false};
+    std::atomic<bool> paused_{false};    // the producer waits for room
+    std::atomic<bool> armed_{false};     // the reader waits for a record
+    std::atomic<int64_t> n_generated_{0};
+    std::mutex bell_mutex_;
+    std::shared_ptr<Doorbell> bell_;
+    mutable std::mutex journal_mutex_;   // guards outcome_, and makes cancel() and append() exclude each other
+    Outcome outcome_;
+};
+
+}  // namespace mullama
