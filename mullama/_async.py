@@ -1,0 +1,441 @@
+"""The awaiting shell: models, contexts and streams for asyncio and trio, through anyio."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+import anyio
+from anyio import (
+    BusyResourceError,
+    CancelScope,
+    ClosedResourceError,
+    EndOfStream,
+    WouldBlock,
+    from_thread,
+    to_thread,
+)
+from anyio.abc import ObjectReceiveStream, ObjectSendStream
+from anyio.lowlevel import checkpoint
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from . import _checks
+from ._bell import wait_until_ready
+from ._generation import EndOfGeneration, Generation, GenerationFace
+from ._model import Model, StrPath
+from ._records import Completion, ContextStatistics, TokenData
+from ._sync import Context
+from .config import UNSET, ContextParams, SamplerParams, StreamConfig, Unset, stream_config
+from .errors import ClosedError, ContextError
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+__all__ = ["AsyncContext", "AsyncModel", "StreamClosedError", "TokenStream"]
+
+T = TypeVar("T")
+
+
+class StreamClosedError(ClosedError, ClosedResourceError):
+    """The stream, or the context that it comes from, was closed."""
+
+
+class TokenStream(GenerationFace, ObjectReceiveStream[TokenData]):
+    """The tokens of one generation, as an anyio object stream with the contract of `MemoryObjectReceiveStream`.
+
+    Its buffer is the ring that the engine fills: `StreamConfig.buffer_size` tokens. When that is full, this generation
+    pauses and no other. One task reads at a time. Leaving an ``async for`` drops the stream, and that cancels the
+    generation; the end of an ``async with`` block waits until the slot is free.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation)
+        self._reading = False
+
+    async def receive(self) -> TokenData:
+        """The next token. Always a checkpoint.
+
+        Cancelled, it has taken no token: the next call gets it.
+
+        Raises:
+            EndOfStream: There are no more.
+            StreamingError: ``STREAM_TIMEOUT``: the time was up. Raised after all tokens that came before, as are
+                GenerationError and SamplingError.
+            ClosedResourceError: The stream or its context was closed.
+            BusyResourceError: Another task is receiving.
+        """
+        if self._reading:
+            raise BusyResourceError("receiving from")
+        self._reading = True
+        try:
+            await checkpoint()
+            while (token := self._take()) is None:
+                await wait_until_ready(self._generation.core)
+            return token
+        except EndOfGeneration:
+            raise EndOfStream from None
+        finally:
+            self._reading = False
+
+    def receive_nowait(self) -> TokenData:
+        """The next token, if one lies ready.
+
+        Raises:
+            WouldBlock: None does.
+            EndOfStream, StreamingError, …: As `receive`.
+        """
+        if self._reading:
+            raise BusyResourceError("receiving from")
+        try:
+            token = self._take()
+        except EndOfGeneration:
+            raise EndOfStream from None
+        if token is None:
+            raise WouldBlock
+        return token
+
+    async def next(self) -> TokenData | None:
+        """The next token; None at the end. Cancellation as `receive`."""
+        try:
+            return await self.receive()
+        except EndOfStream:
+            return None
+
+    def try_next(self) -> TokenData | None:
+        """The next token if one lies ready; None if not, and at the end (`is_finished` tells which)."""
+        try:
+            return self.receive_nowait()
+        except (WouldBlock, EndOfStream):
+            return None
+
+    async def collect(self) -> list[TokenData]:
+        """All tokens that are still to come."""
+        return [token async for token in self]
+
+    def map(self, function: Callable[[TokenData], T]) -> ObjectReceiveStream[T]:
+        """A stream of what the function makes of each token."""
+        return _Mapped(self, function)
+
+    def take(self, n: int) -> ObjectReceiveStream[TokenData]:
+        """A stream of the next n tokens; after these, this one is cancelled."""
+        return _Taken(self, n)
+
+    def close(self) -> None:
+        """Stop generating and throw away what was not read, without waiting for the slot to be free. Idempotent."""
+        self._close()
+        self._generation.discard()
+
+    async def aclose(self) -> None:
+        """Stop generating, throw away what was not read, and wait until the slot is free. Idempotent.
+
+        The wait is for one step of the engine at most, and shielded from cancellation.
+        """
+        self._close()
+        core = self._generation.core
+        with CancelScope(shield=True):
+            while not core.ended:
+                self._generation.discard()
+                await wait_until_ready(core)
+        self._generation.discard()
+        await checkpoint()
+
+    def _take(self) -> TokenData | None:
+        try:
+            return super()._take()
+        except ClosedError as e:
+            raise StreamClosedError(e.message, hint=e.hint) from None
+
+
+class _Mapped(ObjectReceiveStream[T]):
+    def __init__(self, source: TokenStream, function: Callable[[TokenData], T]) -> None:
+        self._source = source
+        self._function = function
+
+    async def receive(self) -> T:
+        return self._function(await self._source.receive())
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+
+class _Taken(ObjectReceiveStream[TokenData]):
+    def __init__(self, source: TokenStream, n: int) -> None:
+        self._source = source
+        self._left = n
+
+    async def receive(self) -> TokenData:
+        if self._left <= 0:
+            await checkpoint()
+            raise EndOfStream
+        token = await self._source.receive()
+        self._left -= 1
+        if self._left == 0:
+            self._source.cancel()
+        return token
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+
+class AsyncContext:
+    """A `Context` for asynchronous code; made with `await AsyncContext.create(model, …)`."""
+
+    def __init__(self, context: Context) -> None:
+        self.model = context.model
+        self._context: Context | None = context
+
+    @classmethod
+    async def create(
+        cls, model: Model | AsyncModel, params: ContextParams | None = None, **changes: Any
+    ) -> AsyncContext:
+        """Make a context, in a worker thread: it may have much memory to claim. Arguments and errors as `Context`.
+
+        Cancelled, it finishes what it began and undoes it.
+        """
+        plain = model.model if isinstance(model, AsyncModel) else model
+        return cls(await _in_thread(lambda _: Context(plain, params, **changes), undo=Context.close))
+
+    @property
+    def context(self) -> Context:
+        """The same context for synchronous code in other threads."""
+        if self._context is None:
+            raise ContextError(
+                "the model cannot generate: only its vocabulary was loaded", hint="Load it without vocab_only."
+            )
+        return self._context
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that one sequence may use."""
+        return self.context.n_ctx
+
+    def statistics(self) -> ContextStatistics:
+        """The context at this moment."""
+        return self.context.statistics()
+
+    def clear_cache(self) -> None:
+        """As `Context.clear_cache`."""
+        self.context.clear_cache()
+
+    def generate_stream(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+    ) -> TokenStream:
+        """Start generating, and return the stream of tokens. Does not wait; arguments and errors as `Context.generate_stream`.
+
+        A text is tokenised here, on the event loop's thread, at about 10 MB/s; for more than a few hundred kilobytes call
+        `Model.tokenize` in a worker thread, and pass the ids.
+        """
+        return TokenStream(Generation(self.context, prompt, stream_config(max_tokens, params, config)))
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+    ) -> Completion:
+        """Generate, and return all of it at the end. Cancelled, it has stopped generating when it returns."""
+        async with self.generate_stream(prompt, max_tokens, params, config=config) as stream:
+            async for _ in stream:
+                pass
+        return stream.completion()
+
+    async def stream_into(
+        self,
+        send: ObjectSendStream[TokenData],
+        prompt: str | Sequence[int],
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+    ) -> Completion:
+        """Generate into an object stream, and close it at the end: what a task group or a nursery starts.
+
+        Several may share a channel, each with a clone of its sending end. A token waits in the ring until `send` takes it.
+        Where the receiving end is closed, the generation is cancelled and its completion returned. Cancelled, it stops
+        generating; one token that was on its way into the channel is lost then.
+        """
+        async with send, self.generate_stream(prompt, max_tokens, params, config=config) as stream:
+            try:
+                async for token in stream:
+                    await send.send(token)
+            except anyio.BrokenResourceError:
+                stream.cancel()
+        return stream.completion()
+
+    @asynccontextmanager
+    async def open_stream(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+        max_buffer_size: float = 0,
+    ) -> AsyncIterator[MemoryObjectReceiveStream[TokenData]]:
+        """A block with an anyio `MemoryObjectReceiveStream` of the tokens: to clone, and to hand to several tasks.
+
+        A task that lives in the block feeds it. The engine's ring stays the buffer; `max_buffer_size` tokens more may lie in
+        the memory object stream. A failure ends the stream after the tokens that came before it, and is raised at the end
+        of the block. The end of the block stops the generation and waits until the slot is free.
+        """
+        send, receive = anyio.create_memory_object_stream[TokenData](max_buffer_size)
+        failures: list[Exception] = []
+
+        async def feed(stream: TokenStream) -> None:
+            async with send, stream:
+                try:
+                    async for token in stream:
+                        await send.send(token)
+                except anyio.BrokenResourceError:
+                    pass  # nobody reads any more
+                except Exception as e:  # noqa: BLE001  raised below, outside of the task group
+                    failures.append(e)
+
+        stream = self.generate_stream(prompt, max_tokens, params, config=config)
+        async with receive:
+            with _unwrapped():
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(feed, stream)
+                    yield receive
+                    tasks.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+
+    async def aclose(self) -> None:
+        """Stop the engine and give its memory back. Streams that are open end with a `StreamClosedError`. Idempotent.
+
+        Shielded from cancellation; it takes a step of the engine at most.
+        """
+        with CancelScope(shield=True):
+            if self._context is not None:
+                await to_thread.run_sync(self._context.close)
+        await checkpoint()
+
+    async def __aenter__(self) -> AsyncContext:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class AsyncModel(AsyncContext):
+    """A model and a context for it, in one: what most programs need. Made with `await AsyncModel.load(…)`."""
+
+    def __init__(self, model: Model, context: Context | None) -> None:
+        self.model = model
+        self._context = context
+
+    @classmethod
+    async def load(
+        cls,
+        path: StrPath | None = None,
+        *,
+        context: ContextParams | None = None,
+        n_gpu_layers: int = -1,
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        vocab_only: bool = False,
+        on_progress: Callable[[float], object] | None = None,
+    ) -> AsyncModel:
+        """Load a model and make a context for it, in a worker thread: the event loop goes on meanwhile.
+
+        Cancelled, it stops the load where it is, and nothing is left of it.
+
+        Args:
+            context: What the context is like; `ContextParams()` where it is left out.
+            on_progress: Called on the event loop's thread with a share from 0.0 to 1.0. Returning False stops the load
+                with a `ModelLoadError`; what it raises stops it too and comes out of here.
+
+        The other arguments, and the errors, are those of `Model.load` and `Context`.
+        """
+
+        def work(stop: threading.Event) -> AsyncModel:
+            def report(fraction: float) -> bool:
+                if stop.is_set():
+                    return False
+                return on_progress is None or from_thread.run_sync(on_progress, fraction) is not False
+
+            model = Model.load(
+                path,
+                n_gpu_layers=n_gpu_layers,
+                use_mmap=use_mmap,
+                use_mlock=use_mlock,
+                vocab_only=vocab_only,
+                on_progress=report,
+            )
+            return cls(model, None if vocab_only else Context(model, context))
+
+        if on_progress is not None and not callable(on_progress):
+            raise _checks.refuse_type("on_progress", on_progress, "a function of one float")
+
+        def undo(made: AsyncModel) -> None:
+            if made._context is not None:
+                made._context.close()
+
+        return await _in_thread(work, undo=undo)
+
+    async def __aenter__(self) -> AsyncModel:
+        return self
+
+
+async def _in_thread(work: Callable[[threading.Event], T], *, undo: Callable[[T], object]) -> T:
+    """What `work` returns or raises, done in a worker thread. Its event is set on cancellation; what it made is undone."""
+    stop = threading.Event()
+    made: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.append(work(stop))
+        except BaseException as e:  # noqa: BLE001  raised below, outside of the task group
+            failed.append(e)
+        if stop.is_set():
+            clean_up()
+
+    def clean_up() -> None:
+        while made:
+            undo(made.pop())
+
+    async def watch() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            stop.set()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await to_thread.run_sync(run)
+            result = made[:]
+            made.clear()  # from here on it is the caller's
+            tasks.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
+        return result[0]
+    except BaseException:
+        clean_up()
+        raise
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Lets one exception out of a task group as itself: the group is no business of whoever calls."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from group.exceptions[0].__cause__

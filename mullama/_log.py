@@ -1,0 +1,22 @@
+"""llama.cpp's log lines on their way into Python's logging, under ``mullama.llama_cpp``.
+
+The lines are kept in C, because they may come from any thread, the engine's included, and must not wait for the GIL.
+They are fetched here wherever Python passes by: after a load, when a context is made or closed, when a stream ends.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from . import _core
+
+logger = logging.getLogger("mullama.llama_cpp")
+logging.getLogger("mullama").addHandler(logging.NullHandler())  # silent unless the application asks for it
+
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+
+
+def fetch() -> None:
+    """Hand on what llama.cpp has logged since the last call."""
+    for level, text in _core.take_log_lines():
+        logger.log(_LEVELS.get(level, logging.INFO), "%s", text)

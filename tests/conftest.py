@@ -1,0 +1,64 @@
+"""What all tests share: the three backends, the bundled model, and contexts that prove that they were left in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mullama import AsyncContext, Context, Model, SamplerParams
+
+# Never ends by itself, so that a test decides when: the end tokens are forbidden.
+ENDLESS = SamplerParams(ignore_eos=True, seed=1)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop"),
+        pytest.param(("trio", {}), id="trio"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Every asynchronous test runs on each of these."""
+    backend: tuple[str, dict[str, Any]] = request.param
+    return backend
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    """The bundled model."""
+    return Model.load()
+
+
+@pytest.fixture
+def context(model: Model) -> Iterator[Context]:
+    """A context with eight slots; at the end of the test all of them must be free."""
+    with Context(model, n_ctx=1024, n_seq_max=8, n_threads=2) as context:
+        yield context
+        assert_idle(context)
+
+
+@pytest.fixture
+async def actx(model: Model) -> AsyncIterator[AsyncContext]:
+    """The same for asynchronous tests."""
+    async with serving(model, n_ctx=1024, n_seq_max=8) as context:
+        yield context
+
+
+@asynccontextmanager
+async def serving(model: Model, **params: Any) -> AsyncIterator[AsyncContext]:
+    """A context like a test needs it; at the end of the block all slots must be free, and it must still serve."""
+    async with await AsyncContext.create(model, **({"n_threads": 2} | params)) as context:
+        yield context
+        assert_idle(context.context)
+        completion = await context.generate("Once upon a time", 3, ENDLESS)
+        assert len(completion.tokens) == 3
+
+
+def assert_idle(context: Context) -> None:
+    """No slot is taken and nothing waits. Every stream must have been closed, not only cancelled, before this."""
+    statistics = context.statistics()
+    assert (statistics.busy, statistics.queued, statistics.paused) == (0, 0, 0), statistics
