@@ -1,0 +1,346 @@
+"""The `mullama` command as a user runs it: its own process, the bundled model, real pipes and signals."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pathlib
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import mullama
+from mullama import cli
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
+PROMPT = "Once upon a time"
+COMMAND = [sys.executable, "-m", "mullama"]
+# More than any pipe holds, so this process cannot end before its reader wants it to.
+ENDLESS = ["run", "-n", "-1", "--ctx", "32768", "--ignore-eos", "--seed", "1", PROMPT]
+PATIENCE = 60
+FULL = pathlib.Path("/dev/full")
+
+both = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+def run(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | options
+    if "input" in options:
+        del options["stdin"]
+    return subprocess.run(
+        [*COMMAND, *args], stderr=subprocess.PIPE, encoding="utf-8", timeout=PATIENCE, check=False, **options
+    )
+
+
+def succeeds(*args: str, **options: Any) -> str:
+    done = run(*args, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def fails(status: int, *args: str, **options: Any) -> str:
+    """The one line that it says, after click's usage lines where the status is 2."""
+    done = run(*args, **options)
+    assert done.returncode == status, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert "Traceback" not in done.stderr
+    assert len(lines) == 1 or (status == 2 and lines[0].startswith("Usage:"))
+    return lines[-1]
+
+
+@contextmanager
+def running(*args: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([*COMMAND, *args], stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+
+
+# -- what it writes
+
+
+@both
+def test_streams_a_story(backend: str) -> None:
+    text = succeeds("run", "--backend", backend, "-n", "40", "--seed", "7", PROMPT)
+    assert len(text.split()) > 5
+    assert text.endswith("\n")
+    assert not text.startswith(PROMPT)
+
+
+def test_the_same_seed_is_the_same_story_under_both_backends() -> None:
+    stories = {seed: succeeds("run", "-n", "60", "--seed", seed, PROMPT) for seed in ("1", "2", "3")}
+    assert len(set(stories.values())) > 1
+    assert succeeds("run", "-n", "60", "--seed", "2", "--backend", "trio", PROMPT) == stories["2"]
+
+
+def test_greedy_needs_no_seed() -> None:
+    first, second = (succeeds("run", "-n", "40", "--temperature", "0", PROMPT) for _ in range(2))
+    assert first == second
+
+
+def test_each_sampling_option_arrives() -> None:
+    options = "--temperature 0.9 --top-k 1 --top-p 0.9 --min-p 0.1 --repeat-penalty 1 --seed 3".split()
+    assert succeeds("run", "-n", "40", *options, PROMPT) == succeeds("run", "-n", "40", "--temperature", "0", PROMPT)
+
+
+def test_context_and_threads() -> None:
+    assert succeeds("run", "-n", "8", "--ctx", "256", "--threads", "1", "--gpu-layers", "0", PROMPT)
+
+
+def test_echo_prints_the_prompt_first() -> None:
+    options = ("run", "-n", "20", "--seed", "1", PROMPT)
+    assert succeeds(*options, "--echo") == PROMPT + succeeds(*options)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"], ids=repr)
+def test_the_prompt_from_standard_input(end: str) -> None:
+    options = ("run", "-n", "20", "--seed", "1", "--echo")
+    assert succeeds(*options, input=PROMPT + end) == succeeds(*options, PROMPT)
+
+
+def test_a_prompt_in_other_scripts() -> None:
+    prompt = "Žluťoučký kůň 🐎 пил"
+    assert succeeds("run", "-n", "4", "--echo", input=prompt).startswith(prompt)
+
+
+def test_stop_texts_are_not_shown() -> None:
+    options = ("run", "-n", "60", "--seed", "1", PROMPT)
+    whole = succeeds(*options)
+    word = whole.split()[6]
+    done = run(*options, "--stop", "never there", "--stop", word, "--stats")
+    assert done.stdout.rstrip("\n") == whole[: whole.index(word)].rstrip("\n")
+    assert f"finished: stop at {word!r}" in done.stderr
+
+
+@both
+def test_stats_go_to_standard_error(backend: str) -> None:
+    options = ("run", "--backend", backend, "-n", "16", "--ignore-eos", "--seed", "1", PROMPT)
+    done = run(*options, "--stats")
+    assert done.returncode == 0
+    assert done.stdout == succeeds(*options)
+    assert re.fullmatch(
+        r"prompt:   \d+ tokens, 0 of them cached\n"
+        r"queue:    \d+\.\d ms\n"
+        r"prefill:  \d+\.\d ms\n"
+        r"tokens:   16 in \d+\.\d ms\n"
+        r"speed:    \d+\.\d tokens/s\n"
+        r"finished: length\n",
+        done.stderr,
+    )
+
+
+def test_a_regular_file_and_the_null_device(tmp_path: pathlib.Path) -> None:
+    options = ("run", "-n", "20", "--seed", "1", PROMPT)
+    with (tmp_path / "out").open("wb") as file:
+        succeeds(*options, stdout=file)
+    assert (tmp_path / "out").read_text(encoding="utf-8") == succeeds(*options)
+    assert run(*options, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", b"caf? ?"), ("latin-1", b"caf\xe9 ?")])
+def test_a_terminal_that_cannot_encode_it_all(encoding: str, shown: bytes) -> None:
+    done = subprocess.run(
+        [*COMMAND, "run", "-n", "4", "--echo", "café 🐎"],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert done.stdout.startswith(shown)
+    assert done.stderr == b""
+
+
+def test_version_names_both() -> None:
+    version = succeeds("--version")
+    assert version == f"mullama {mullama.__version__} (llama.cpp {mullama.llama_cpp_version()})\n"
+    assert re.search(r"llama\.cpp b\d+", version)
+
+
+def test_help_names_every_option() -> None:
+    text = succeeds("run", "--help")
+    words = "--model --backend --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --seed --stop"
+    for option in [*words.split(), "--timeout-ms", "--ctx", "--threads", "--gpu-layers", "--echo", "--stats"]:
+        assert option in text
+
+
+# -- how it ends
+
+
+@both
+def test_ctrl_c_keeps_what_was_written(backend: str) -> None:
+    with running(*ENDLESS, "--backend", backend, "--stats") as process:
+        assert process.stdout is not None
+        first = process.stdout.read(10)  # generation is under way
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert len(first) == 10
+    assert rest.endswith(b"\n")
+    assert b"Traceback" not in errors
+    assert b"finished: cancelled" in errors
+
+
+@both
+def test_ctrl_c_while_the_reader_stands_still(backend: str) -> None:
+    reader, writer = os.pipe()
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)  # soon full
+    try:
+        with running(*ENDLESS, "--backend", backend, stdout=writer) as process:
+            deadline = time.monotonic() + PATIENCE
+            while select.select([], [writer], [], 0)[1]:  # until the pipe is full
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, errors) == (130, b"")
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@both
+def test_a_closed_pipe_ends_it_quietly(backend: str) -> None:
+    with running(*ENDLESS, "--backend", backend) as process:
+        assert process.stdout is not None
+        assert len(process.stdout.read(10)) == 10
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        assert (process.wait(PATIENCE), errors) == (141, b"")
+
+
+@both
+@pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
+def test_a_full_disk(backend: str) -> None:
+    with FULL.open("wb") as full:
+        line = fails(1, "run", "--backend", backend, PROMPT, stdout=full)
+    assert "standard output: No space left on device" in line
+
+
+def test_a_closed_standard_output() -> None:
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "run", PROMPT]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (1, "mullama: standard output: Bad file descriptor\n")
+
+
+@both
+def test_a_deadline(backend: str) -> None:
+    done = run(*ENDLESS, "--backend", backend, "--timeout-ms", "300")
+    assert done.returncode == 1
+    assert done.stdout.endswith("\n")
+    assert re.fullmatch(r"mullama: .*timeout_ms.*\n", done.stderr)
+
+
+# -- what it refuses
+
+
+def test_no_prompt_at_a_terminal() -> None:
+    leader, follower = pty.openpty()
+    try:
+        assert "standard input" in fails(2, "run", stdin=follower)
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+def test_standard_input_that_is_no_text() -> None:
+    done = subprocess.run([*COMMAND, "run"], input=b"ab\xff", capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    assert b"not UTF-8 text" in done.stderr
+    assert b"byte 2" in done.stderr
+
+
+@both
+@pytest.mark.parametrize("make", ["missing", "directory", "text"])
+def test_models_that_cannot_be_loaded(backend: str, make: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.gguf"
+    if make == "directory":
+        path.mkdir()
+    elif make == "text":
+        path.write_text("This is no model.", encoding="utf-8")
+    line = fails(1, "run", "--backend", backend, "-m", str(path), PROMPT)
+    assert line.startswith("mullama: ")
+    assert str(path) in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-tokens", "0"),
+        ("--max-tokens", "many"),
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--top-k", "-1"),
+        ("--top-k", "2.5"),
+        ("--top-p", "0"),
+        ("--top-p", "1.1"),
+        ("--min-p", "2"),
+        ("--repeat-penalty", "0"),
+        ("--seed", "-1"),
+        ("--seed", "4294967295"),
+        ("--stop", ""),
+        ("--timeout-ms", "-1"),
+        ("--ctx", "0"),
+        ("--threads", "0"),
+        ("--threads", "513"),
+        ("--gpu-layers", "-2"),
+        ("--backend", "curio"),
+    ],
+)
+def test_options_out_of_range(option: str, value: str) -> None:
+    assert option in fails(2, "run", option, value, PROMPT)
+
+
+@pytest.mark.parametrize("args", [["run", "--no-such-option", "x"], ["no-such-command"], ["run", "a", "b"]], ids=str)
+def test_wrong_usage(args: list[str]) -> None:
+    fails(2, *args)
+
+
+def test_a_prompt_longer_than_the_context() -> None:
+    assert "mullama: " in fails(1, "run", "--ctx", "256", input="once upon a time " * 1000)
+
+
+# -- from inside
+
+
+def test_main_returns_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert cli.main(["run", "--top-k", "-1", "x"]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("mullama ")
+    assert "--top-k" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), 130),
+        (BaseExceptionGroup("", [BaseExceptionGroup("", [KeyboardInterrupt()])]), 130),
+        (BaseExceptionGroup("", [mullama.ContextError("no"), KeyboardInterrupt()]), 130),
+        (ExceptionGroup("", [mullama.ContextError("no")]), 1),
+        (mullama.ModelNotFoundError("no", path="x"), 1),
+    ],
+    ids=repr,
+)
+def test_what_comes_out_of_an_event_loop_is_explained(error: BaseException, status: int) -> None:
+    assert cli._explain(error) == status
+
+
+def test_what_is_a_mistake_of_ours_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli._explain(ZeroDivisionError())
