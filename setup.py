@@ -119,7 +119,7 @@ class BuildExt(build_ext):
         """One source to one object, unless the object is newer than all that it was made from."""
         target = objects / (Path(source).name + ".o")
         made_from = objects / (Path(source).name + ".d")
-        if made_from.is_file() and not newer(dependencies(made_from), target):
+        if made_from.is_file() and not newer([source, *dependencies(made_from)], target):
             return str(target)
         print(f"compiling {source}", flush=True)
         made_from.unlink(missing_ok=True)

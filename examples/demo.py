@@ -55,7 +55,8 @@ async def part(title: str, options: argparse.Namespace, seed: int, cut_after: in
         speed = await full_speed(model, options.prompt, config)  # after a cancellation too: the model is free
     count, ending = story.usage.completion_tokens, ENDINGS[story.finish_reason]
     print(f"\n    {count} tokens, {ending}, shown at {story.timings.tokens_per_second:,.0f} tokens/s")
-    print(f"    (one every {options.delay_ms} ms at most; unslowed and unprinted: {speed:,.0f} tokens/s)")
+    pace = f"one every {options.delay_ms} ms at most" if options.delay_ms else "as fast as they came"
+    print(f"    ({pace}; unslowed and unprinted: {speed:,.0f} tokens/s)")
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 # What the core calls of C++ and of llama.h, and nothing else; meanings are in the headers under _native/.
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr
@@ -156,6 +157,7 @@ cdef extern from "_native/engine.hpp" namespace "mullama" nogil:
         EngineStats stats()
 
 
+@cython.final
 cdef class Model:
     cdef shared_ptr[llama_model] shared   # also held by each engine made of it
     cdef const llama_vocab * vocab        # lives as long as the model
@@ -164,18 +166,22 @@ cdef class Model:
     cdef int check(self) except -1
 
 
+@cython.final
 cdef class Doorbell:
     cdef shared_ptr[CDoorbell] shared     # also held by the streams that are armed with it
 
 
+@cython.final
 cdef class Engine:
     cdef shared_ptr[CEngine] shared       # also held by each stream of it
     cdef size_t longest_piece             # of its model
 
 
+@cython.final
 cdef class Stream:
     cdef shared_ptr[CStream] shared       # also held by the engine until the stream has ended
 
 
+@cython.final
 cdef class Text:
     cdef CText * text                     # owned

@@ -1,5 +1,5 @@
 # distutils: language = c++
-# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=False
+# cython: language_level=3, boundscheck=False, wraparound=False, auto_pickle=False
 """The GIL's side of the C++ engine: extension types that convert and guard, and decide nothing.
 
 What a thing does is said in the header under ``_native/`` that declares it. The GIL is let go where C may take long:
@@ -9,6 +9,7 @@ loading, making and running an engine, tokenising, waiting. After ``fork`` a chi
 
 import os
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from cython.operator cimport dereference as deref
@@ -87,6 +88,7 @@ cdef cbool on_load_progress(float fraction, void * data) noexcept with gil:
         return False
 
 
+@cython.final
 cdef class Model:
     def __init__(self, bytes path not None, *, int n_gpu_layers, bint use_mmap, bint use_mlock, bint vocab_only,
                  on_progress=None):
@@ -221,6 +223,7 @@ cdef class Model:
 
 # ---------------------------------------------------------------------------------------------------------- the engine
 
+@cython.final
 cdef class Doorbell:
     def __cinit__(self):
         self.shared = make_shared[CDoorbell]()
@@ -232,6 +235,7 @@ cdef class Doorbell:
         self.shared.get().answer()
 
 
+@cython.final
 cdef class Engine:
     def __init__(self, Model model not None, *, uint32_t n_ctx, uint32_t n_cells, uint32_t n_batch, uint32_t n_ubatch,
                  uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, bint reuse_prefix):
@@ -347,6 +351,7 @@ cdef Sampling to_sampling(dict values) except *:
 
 # ---------------------------------------------------------------------------------------------------------- the stream
 
+@cython.final
 cdef class Stream:
     """One generation, read by one reader at a time. Dropping it cancels it."""
 
@@ -437,10 +442,12 @@ def clock_us():
 
 # ---------------------------------------------------------------------------------------------------------- the text
 
+@cython.final
 cdef class Text:
     """The engine's assembly of bytes to text, by itself: for those who test it or feed it otherwise."""
 
-    def __cinit__(self, vector[string] stops):
+    def __init__(self, vector[string] stops):
+        del self.text
         self.text = new CText(stops)
 
     def __dealloc__(self):
@@ -449,7 +456,7 @@ cdef class Text:
     def feed(self, bytes data not None):
         """(text that is decided now, index of the stop string that was completed or -1)"""
         cdef string out
-        cdef int stop = self.text.feed(data, len(data), out)
+        cdef int stop = self.text.feed(<const char *> data, len(data), out)
         return out.decode("utf-8"), stop
 
     def finish(self):

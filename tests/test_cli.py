@@ -176,6 +176,26 @@ def test_help_names_every_option() -> None:
         assert option in text
 
 
+def test_the_demo() -> None:
+    demo = pathlib.Path(__file__).parents[1] / "examples" / "demo.py"
+    done = subprocess.run(
+        [sys.executable, demo, "--delay-ms", "0", "--max-tokens", "40"],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines() if line.startswith("--- ")] == [
+        "--- under asyncio",
+        "--- under trio",
+        "--- cut short: after 30 tokens the reader cancels its scope",
+    ]
+    assert done.stdout.count(PROMPT) == 3
+    assert len(re.findall(r"[1-9][\d,]* tokens/s", done.stdout)) == 6
+    assert "cancelled by its reader" in done.stdout
+
+
 # -- how it ends
 
 
