@@ -70,11 +70,13 @@ class BuildExt(build_ext):
                     built, str(module), extra_postargs=[*llama.link, *link_flags], target_lang="c++"
                 )
                 stamp.write_text(state, "utf-8")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.is_file() or target.read_bytes() != module.read_bytes():
-            beside = target.with_name(f".{target.name}.{os.getpid()}")
-            shutil.copy2(module, beside)
-            beside.replace(target)  # a process that has the old one loaded keeps it
+        replace_if_different(module, target)
+
+    def copy_extensions_to_source(self) -> None:
+        """Put what was built into the checkout; setuptools would keep a debug build that is younger."""
+        for ext in self.extensions:
+            built = Path(self.get_ext_fullpath(ext.name))
+            replace_if_different(built, ROOT / "mullama" / built.name)
 
     @staticmethod
     def flags(mode: build_llama.Mode, llama: build_llama.Llama) -> tuple[list[str], list[str]]:
@@ -149,6 +151,15 @@ def newer(files: list[str], target: Path) -> bool:
         return True
     made = target.stat().st_mtime_ns
     return any(not path.is_file() or path.stat().st_mtime_ns > made for path in map(Path, files))
+
+
+def replace_if_different(new: Path, target: Path) -> None:
+    """Copy in one step, so that a process that has the old file loaded keeps it."""
+    if not target.is_file() or target.read_bytes() != new.read_bytes():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copy2(new, beside)
+        beside.replace(target)
 
 
 class BuildNative(BuildExt):

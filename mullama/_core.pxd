@@ -64,6 +64,7 @@ cdef extern from "_native/doorbell.hpp" namespace "mullama" nogil:
         CDoorbell() except +
         int fd()
         void answer()
+        void ring()
 
 
 cdef extern from "_native/ring.hpp" namespace "mullama" nogil:

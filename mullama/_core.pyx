@@ -396,6 +396,8 @@ cdef class Stream:
                 break
             PyErr_CheckSignals()
         bell.shared.get().answer()
+        if self.shared.get().ended():
+            bell.shared.get().ring()  # for good: whoever else waits here, to read or to close, is told of the end too
 
     def cancel(self):
         check_fork()

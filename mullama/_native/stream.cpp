@@ -61,7 +61,7 @@ void Stream::notify() {
         std::lock_guard<std::mutex> lock(bell_mutex_);
         bell = bell_;
     }
-    bell->ring();
+    if (bell) bell->ring();
 }
 
 Finish Stream::dead(int64_t now) const {
@@ -113,6 +113,7 @@ void Stream::end(Finish finish, Fault fault, const std::string & message, int st
         outcome_.ended_us = now_us();
         ended_.store(true);
     }
+    armed_.store(true);  // a close() may have taken what the reader was rung for: the end rings in any case
     notify();
 }
 

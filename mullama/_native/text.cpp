@@ -77,7 +77,10 @@ int Text::match(size_t from) {
 int Text::decide(size_t from, std::string & out) {
     const int found = stops_.empty() ? -1 : match(from);
     size_t keep = 0;
-    if (found < 0) {
+    if (found >= 0) {
+        open_.clear();  // the beginning of a character behind the stop string
+        missing_ = 0;
+    } else {
         for (const auto & stop : stops_) {
             size_t n = std::min(stop.size() - 1, held_.size());
             while (n > keep && held_.compare(held_.size() - n, n, stop, 0, n) != 0) --n;
