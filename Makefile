@@ -50,12 +50,12 @@ types: build $(VENV)/installed ## strict types, and the stub against the extensi
 	$(BIN)/mypy --strict mullama
 	$(BIN)/python -m mypy.stubtest mullama._core
 
-docs: build $(VENV)/installed ## run the Python examples of README.md and docs/
-	$(BIN)/python tools/build_docs.py
+docs: build $(VENV)/installed ## try the documentation: its examples, links and reference
+	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
 
 # -- other builds and other Pythons ------------------------------------------------------------------------
 
-debug: $(VENV)/ready ## build in place with -O0 -g and assertions (`make build` goes back)
+debug: $(VENV)/ready ## build our sources in place with -O0 -g and assertions (`make build` goes back)
 	MULLAMA_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
 native: $(VENV)/ready ## build and run the native test programs, without Python

@@ -66,6 +66,7 @@ class BuildExt(build_ext):
             state = build_llama.digest(built, link_flags, llama.link)
             if not stamp.is_file() or stamp.read_text() != state or newer([*built, *llama.archives], module):
                 print(f"linking {module.name}", flush=True)
+                module.unlink(missing_ok=True)  # distutils would keep it: it looks at the objects alone
                 self.compiler.link_shared_object(
                     built, str(module), extra_postargs=[*llama.link, *link_flags], target_lang="c++"
                 )
@@ -75,7 +76,7 @@ class BuildExt(build_ext):
     def copy_extensions_to_source(self) -> None:
         """Put what was built into the checkout; setuptools would keep a debug build that is younger."""
         for ext in self.extensions:
-            built = Path(self.get_ext_fullpath(ext.name))
+            built = Path(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name)))
             replace_if_different(built, ROOT / "mullama" / built.name)
 
     @staticmethod
@@ -89,7 +90,9 @@ class BuildExt(build_ext):
         ]
         linking = ["-pthread", *(flag for flag in mode.flags if flag.startswith("-fsanitize"))]
         if mode.sanitize == "address":
-            compiling.append("-fno-sanitize-recover=undefined")  # in our own code; upstream's only reports
+            # In our own code undefined behaviour ends the run (upstream's is only reported), and a signed
+            # overflow is undefined, whatever this Python was compiled with.
+            compiling += ["-fno-sanitize-recover=undefined", "-fno-wrapv"]
         if mode.debug or mode.sanitize:
             compiling.append("-UNDEBUG")
         if MACOS:
@@ -123,7 +126,7 @@ class BuildExt(build_ext):
         made_from = objects / (Path(source).name + ".d")
         if made_from.is_file() and not newer([source, *dependencies(made_from)], target):
             return str(target)
-        print(f"compiling {source}", flush=True)
+        print(f"compiling {source}\n", end="", flush=True)  # one write: several threads compile
         made_from.unlink(missing_ok=True)
         started = time.time_ns()
         working = str(ROOT / "mullama" / "_native")
@@ -179,6 +182,7 @@ class BuildNative(BuildExt):
         with vendor.locked("ext"):
             shared = self.compile_all(sources_in("mullama/_native"), objects, compile_flags)
             mains = self.compile_all(programs, objects / "tests", compile_flags)
+            shutil.rmtree(ROOT / "build" / "native", ignore_errors=True)
             for program, main in zip(programs, mains, strict=True):
                 self.compiler.link_executable(
                     [main, *shared],

@@ -60,7 +60,8 @@ def check_sdist(sdist: Path) -> None:
 def check_wheel(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     must([name for name in WHEEL_HAS if name not in names], "the wheel lacks")
-    must([name for name in names if name.endswith(WHEEL_LACKS)], "the wheel has sources or build products")
+    package = [name for name in names if name.startswith("mullama/")]
+    must([name for name in package if name.endswith(WHEEL_LACKS)], "the wheel has sources or build products")
     licenses = [name for name in names if ".dist-info/licenses/" in name]
     if not any(name.endswith("LICENSE-llama.cpp") for name in licenses):
         sys.exit("the wheel lacks llama.cpp's licence")

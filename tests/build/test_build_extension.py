@@ -81,9 +81,7 @@ def test_without_cmake_it_says_how_to_get_it(tmp_path: Path) -> None:
     """An environment of its own that has setuptools but neither CMake nor a PATH that leads to one."""
     if (Path(sys.executable).parent / "cmake").exists():
         pytest.skip("CMake comes from this environment")
-    compilers = {
-        name: path for name in ("CC", "CXX") if (path := shutil.which("cc" if name == "CC" else "c++"))
-    }
+    compilers = {name: path for name in ("CC", "CXX") if (path := shutil.which("cc" if name == "CC" else "c++"))}
     if len(compilers) < 2:
         pytest.skip("no compilers under their usual names")
     run = setup("build_ext", "--build-lib", tmp_path, PATH=str(tmp_path), **compilers)
