@@ -154,13 +154,14 @@ class GenerationError(MullamaError):
 
 
 class StreamingError(MullamaError):
-    """A stream ended before its text did: with code `STREAM_TIMEOUT`, because its `timeout_ms` was over."""
+    """A stream ended before its text did (code `STREAM_TIMEOUT`: its `timeout_ms` was over), or was asked too early for its
+    completion (`STREAM_RUNNING`), or by a second reader (`STREAM_BUSY`)."""
 
     code = "STREAMING_ERROR"
 
 
 class ClosedError(MullamaError):
-    """A model, context or stream was used after it had been closed."""
+    """A context or stream was used after it had been closed."""
 
     code = "CLOSED"
 
