@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from anyio import (
     to_thread,
 )
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from . import _checks
@@ -48,8 +48,8 @@ class TokenStream(GenerationFace, ObjectReceiveStream[TokenData]):
     """The tokens of one generation, as an anyio object stream with the contract of `MemoryObjectReceiveStream`.
 
     Its buffer is the ring that the engine fills: `StreamConfig.buffer_size` tokens. When that is full, this generation
-    pauses and no other. One task reads at a time. Leaving an ``async for`` drops the stream, and that cancels the
-    generation; the end of an ``async with`` block waits until the slot is free.
+    pauses and no other. One task reads at a time. A stream that nothing refers to any more cancels its generation, as when
+    a bare ``async for`` is left; the end of an ``async with`` block cancels it too, and waits until the slot is free.
     """
 
     def __init__(self, generation: Generation) -> None:
@@ -302,8 +302,8 @@ class AsyncContext:
                 except Exception as e:  # noqa: BLE001  raised below, outside of the task group
                     failures.append(e)
 
-        stream = self.generate_stream(prompt, max_tokens, params, config=config)
-        async with receive:
+        async with receive, send:
+            stream = self.generate_stream(prompt, max_tokens, params, config=config)
             with _unwrapped():
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(feed, stream)
@@ -406,7 +406,7 @@ async def _in_thread(work: Callable[[threading.Event], T], *, undo: Callable[[T]
             clean_up()
 
     def clean_up() -> None:
-        while made:
+        with suppress(IndexError):  # in either thread, or in both at once
             undo(made.pop())
 
     async def watch() -> None:
@@ -419,12 +419,11 @@ async def _in_thread(work: Callable[[threading.Event], T], *, undo: Callable[[T]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
             await to_thread.run_sync(run)
-            result = made[:]
-            made.clear()  # from here on it is the caller's
             tasks.cancel_scope.cancel()
+        await checkpoint_if_cancelled()  # rather than the error of a load that was stopped for it
         if failed:
             raise failed[0]
-        return result[0]
+        return made.pop()
     except BaseException:
         clean_up()
         raise

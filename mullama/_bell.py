@@ -41,6 +41,8 @@ class _Bell:
                 await wait_readable(self._doorbell)
                 self._doorbell.answer()
                 for event, other in self._followers.items():
+                    if not other.ready:
+                        other.arm(self._doorbell)  # it may have rung for a record that its reader had taken already
                     if other.ready:
                         event.set()
                 stream.arm(self._doorbell)

@@ -25,6 +25,7 @@ cdef extern from "llama.h" nogil:
     int32_t llama_vocab_n_tokens(const llama_vocab *)
     int32_t llama_vocab_bos(const llama_vocab *)
     int32_t llama_vocab_eos(const llama_vocab *)
+    int llama_vocab_type(const llama_vocab *)
     cbool llama_vocab_is_eog(const llama_vocab *, int32_t token)
     const char * llama_print_system_info()
 
@@ -42,6 +43,11 @@ cdef extern from "_native/log.hpp" namespace "mullama" nogil:
     vector[LogLine] take_log() except +
 
 
+cdef extern from "_native/gguf_check.hpp" namespace "mullama" nogil:
+    cdef cppclass ModelFacts:
+        pass
+
+
 cdef extern from "_native/model.hpp" namespace "mullama" nogil:
     ctypedef cbool (*llama_progress_callback)(float, void *) noexcept
     cdef cppclass LoadParams:
@@ -51,7 +57,7 @@ cdef extern from "_native/model.hpp" namespace "mullama" nogil:
         cbool vocab_only
         llama_progress_callback on_progress
         void * on_progress_data
-    shared_ptr[llama_model] load_model(const string & path, const LoadParams &) except +
+    shared_ptr[llama_model] load_model(const string & path, const LoadParams &, ModelFacts &) except +
     vector[int32_t] tokenize(const llama_model *, const string &, cbool add_special, cbool parse_special) except +
     string detokenize(const llama_model *, const vector[int32_t] &, cbool special) except +
     size_t longest_piece(const llama_model *) except +
@@ -142,6 +148,7 @@ cdef extern from "_native/engine.hpp" namespace "mullama" nogil:
         uint32_t n_ctx, n_cells, n_batch, n_ubatch, n_seq_max
         int32_t n_threads, n_threads_batch
         cbool reuse_prefix
+        ModelFacts facts
     cdef cppclass EngineStats:
         int32_t slots, busy, queued, paused
         int64_t cells, cached_cells, steps, tokens_in, tokens_out
@@ -163,6 +170,7 @@ cdef class Model:
     cdef shared_ptr[llama_model] shared   # also held by each engine made of it
     cdef const llama_vocab * vocab        # lives as long as the model
     cdef size_t longest_piece             # bytes; what a record must hold
+    cdef ModelFacts facts                 # of its file, for the engine
     cdef readonly bint vocab_only
     cdef int check(self) except -1
 

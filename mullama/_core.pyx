@@ -65,6 +65,8 @@ def system_info():
 
 def take_log_lines():
     """The log lines since the last call, as (level, text): 1 debug, 2 info, 3 warning, 4 error."""
+    if forked:
+        return []  # a thread may have held the store's lock when this process was made
     return [(line.level, line.text.decode("utf-8", "replace")) for line in take_log()]
 
 
@@ -108,7 +110,7 @@ cdef class Model:
         cdef shared_ptr[llama_model] loaded
         try:
             with nogil:
-                loaded = load_model(name, params)
+                loaded = load_model(name, params, self.facts)
                 self.longest_piece = longest_piece(loaded.get())
         except RuntimeError:
             if progress.raised is not None:
@@ -134,6 +136,11 @@ cdef class Model:
         with nogil:
             tokens = tokenize(self.shared.get(), data, add_special, parse_special)
         return tokens
+
+    def least_tokens(self, size_t n_bytes):
+        """How many tokens a text of so many bytes has at least; a careful estimate without reading it."""
+        cdef int kind = llama_vocab_type(self.vocab)
+        return n_bytes // (4 * self.longest_piece) if kind == 1 or kind == 2 else 0  # SPM and BPE lose no bytes
 
     def detokenize(self, vector[int32_t] tokens, bint special):
         self.check()
@@ -169,11 +176,17 @@ cdef class Model:
 
     @property
     def can_generate(self):
-        """A decoder that predicts the next token, with its weights loaded."""
+        """A decoder that predicts the next token of a vocabulary, with its weights loaded."""
         self.check()
         cdef const llama_model * model = self.shared.get()
         return (not self.vocab_only and llama_model_has_decoder(model) and not llama_model_has_encoder(model)
-                and not llama_model_is_diffusion(model))
+                and not llama_model_is_diffusion(model) and self.has_vocabulary)
+
+    @property
+    def has_vocabulary(self):
+        """Some models are fed by others and know token ids only."""
+        self.check()
+        return llama_vocab_type(self.vocab) != 0
 
     @property
     def n_ctx_train(self):
@@ -198,7 +211,7 @@ cdef class Model:
     @property
     def n_head(self):
         self.check()
-        return llama_model_n_head(self.shared.get())
+        return 0 if self.vocab_only else llama_model_n_head(self.shared.get())  # llama.cpp aborts where it knows of no layer
 
     @property
     def n_params(self):
@@ -249,6 +262,7 @@ cdef class Engine:
         params.n_threads = n_threads
         params.n_threads_batch = n_threads_batch
         params.reuse_prefix = reuse_prefix
+        params.facts = model.facts
         cdef shared_ptr[CEngine] made
         with nogil:
             made = make_shared[CEngine](model.shared, params)
@@ -392,7 +406,7 @@ cdef class Stream:
         while True:
             with nogil:
                 n = poll(&entry, 1, 200)  # bounded, because a signal may interrupt another thread instead of this one
-            if n > 0:
+            if n > 0 or self.shared.get().ready():  # whoever closes the stream in another thread may take the ring
                 break
             PyErr_CheckSignals()
         bell.shared.get().answer()
@@ -434,6 +448,7 @@ cdef class Stream:
 
     @property
     def rate(self):
+        check_fork()
         return self.shared.get().rate()
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import secrets
 from typing import TYPE_CHECKING
 
-from . import _checks, _core, _log
+from . import _checks, _core, _exit, _log
 from ._model import checked_tokens
 from ._records import Completion, FinishReason, StreamStatistics, Timings, TokenData, Usage
 from .config import StreamConfig
@@ -105,6 +105,8 @@ class Generation:
     def _ending(self) -> Exception:
         finish, fault, message = self.core.outcome()[:3]
         if fault:
+            if _FAULT[fault] is ClosedError:
+                _exit.park()
             return _FAULT[fault](message)
         if _FINISH[finish] == "timeout":
             return StreamingError(
@@ -185,6 +187,9 @@ def _prompt_tokens(context: Context, prompt: str | Sequence[int]) -> list[int]:
     if isinstance(prompt, str):
         if not prompt:
             raise _checks.refuse("prompt", prompt, "a text or token ids, at least one character")
+        least = model._core.least_tokens(len(prompt))
+        if least >= context.n_ctx:  # to encode megabytes only to refuse them would take long
+            raise _too_long(f"at least {least}", context)
         tokens = model.tokenize(prompt, parse_special=True)
     elif isinstance(prompt, (bytes, bytearray)) or not hasattr(type(prompt), "__iter__"):
         raise _checks.refuse_type("prompt", prompt, "a str or a sequence of token ids")
@@ -193,12 +198,16 @@ def _prompt_tokens(context: Context, prompt: str | Sequence[int]) -> list[int]:
     if not tokens:
         raise _checks.refuse("prompt", prompt, "a text or token ids, at least one token")
     if len(tokens) >= context.n_ctx:
-        raise ContextError(
-            f"the prompt has {len(tokens)} tokens, and a sequence of this context holds {context.n_ctx}",
-            hint="Shorten it, or make the context with a larger n_ctx; one token of room is needed for the answer.",
-            code="PROMPT_TOO_LONG",
-        )
+        raise _too_long(str(len(tokens)), context)
     return tokens
+
+
+def _too_long(n_tokens: str, context: Context) -> ContextError:
+    return ContextError(
+        f"the prompt has {n_tokens} tokens, and a sequence of this context holds {context.n_ctx}",
+        hint="Shorten it, or make the context with a larger n_ctx; one token of room is needed for the answer.",
+        code="PROMPT_TOO_LONG",
+    )
 
 
 def _sampling(context: Context, config: StreamConfig) -> dict[str, object]:

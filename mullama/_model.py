@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from . import _checks, _core, _log
-from .errors import TokenizationError, model_load_error
+from .errors import ModelLoadError, TokenizationError, model_load_error
 
 __all__ = ["Model", "default_model"]
 
@@ -78,8 +79,13 @@ class Model:
         if on_progress is not None and not callable(on_progress):
             raise _checks.refuse_type("on_progress", on_progress, "a function of one float")
         try:
+            kind = file.stat().st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+                raise model_load_error(file, "it is no regular file")  # to open a pipe would wait for its other end
             with file.open("rb") as stream:
                 magic = stream.read(4)
+        except ModelLoadError:
+            raise
         except OSError as e:
             raise model_load_error(file, e) from e
         if magic != b"GGUF":
@@ -155,10 +161,14 @@ class Model:
 
         Raises:
             InvalidParameter: An id is out of range.
+            TokenizationError: The model has no vocabulary.
         """
         ids = checked_tokens("tokens", tokens, self.n_vocab)
         _checks.flag("special", special)
-        text = self._core.detokenize(ids, special).decode(errors="replace")
+        try:
+            text = self._core.detokenize(ids, special).decode(errors="replace")
+        except RuntimeError as e:
+            raise TokenizationError(f"cannot turn tokens into text: {e}") from None
         begins = not special and len(ids) > 1 and ids[0] == self.token_bos
         return text[1:] if begins and text.startswith(" ") and self._adds_space else text
 

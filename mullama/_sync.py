@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from . import _checks, _core, _log
+from . import _checks, _core, _exit, _log
 from ._generation import EndOfGeneration, Generation, GenerationFace
 from ._model import Model
 from ._records import Completion, ContextStatistics, StreamControl, TokenData
@@ -53,7 +53,9 @@ class Context:
         self.params = params
         thread = threading.Thread(target=self._core.run, name="mullama-engine", daemon=True)
         thread.start()
-        self._shutdown = weakref.finalize(self, _shut_down, self._core, thread)  # also at the interpreter's exit
+        self._shutdown = weakref.finalize(self, _shut_down, self._core, thread)
+        self._shutdown.atexit = False  # _exit.py does that
+        _exit.contexts.add(self)
 
     def close(self) -> None:
         """Stop the engine and give its memory back. Streams that are open end with a `ClosedError`. Again does nothing."""
@@ -93,8 +95,8 @@ class Context:
     ) -> TokenIterator:
         """Start generating, and iterate over the tokens while they are generated.
 
-        Leaving the loop drops the iterator, and that cancels the generation. A signal handler that raises (Ctrl-C) breaks
-        the wait for a token.
+        An iterator that nothing refers to any more cancels its generation, as when a loop over the call itself is left. A
+        signal handler that raises (Ctrl-C) breaks the wait for a token.
 
         Args:
             prompt: Text, in which the names of special tokens count as such, or token ids.
@@ -154,6 +156,7 @@ class Context:
 
     def _engine(self) -> _core.Engine:
         if not self._shutdown.alive:
+            _exit.park()
             raise ClosedError("the context was closed", hint="Make another one of the same model.")
         return self._core
 
@@ -226,6 +229,8 @@ def _make_engine(model: Model, params: ContextParams) -> _core.Engine:
         why = f"{model.architecture} is no architecture that writes from left to right"
         if model._core.vocab_only:
             why = "only its vocabulary was loaded"
+        elif not model._core.has_vocabulary:
+            why = "it has no vocabulary"
         raise ContextError(f"the model cannot generate: {why}", hint="Load a decoder model with its weights.")
     assert params.n_ctx is not None
     try:

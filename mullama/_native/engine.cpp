@@ -8,7 +8,9 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include "abort_guard.hpp"
 #include "common.h"
+#include "log.hpp"
 
 namespace mullama {
 
@@ -20,10 +22,11 @@ Engine::Engine(std::shared_ptr<llama_model> model, const EngineParams & params)
     : model_(std::move(model)), vocab_(llama_model_get_vocab(model_.get())), ctx_(nullptr, llama_free) {
     const uint64_t all = uint64_t(params.n_ctx) * params.n_seq_max;
     const uint64_t pool = params.n_cells > 0 ? params.n_cells : all;
+    check_room(params.facts, params.n_ctx, pool, params.n_seq_max);
     llama_context_params p = llama_context_default_params();
     p.n_ctx = uint32_t(std::min<uint64_t>(pool, INT32_MAX));
     p.n_seq_max = params.n_seq_max;
-    p.n_batch = std::max(params.n_batch, params.n_seq_max);
+    p.n_batch = std::max({params.n_batch, params.n_seq_max, 2u});  // two, for common_context_can_seq_rm
     p.n_ubatch = std::min(params.n_ubatch, p.n_batch);
     p.n_threads = params.n_threads > 0 ? params.n_threads : common_cpu_get_num_math();
     p.n_threads_batch = params.n_threads_batch > 0 ? params.n_threads_batch : p.n_threads;
@@ -34,8 +37,12 @@ Engine::Engine(std::shared_ptr<llama_model> model, const EngineParams & params)
     p.no_perf = true;
     p.abort_callback = on_abort;
     p.abort_callback_data = this;
-    ctx_.reset(llama_init_from_model(model_.get(), p));
-    if (!ctx_) throw std::runtime_error("llama.cpp could not make the context");
+    take_errors();
+    {
+        AbortGuard guard;
+        ctx_.reset(llama_init_from_model(model_.get(), p));
+    }
+    if (!ctx_) throw std::runtime_error("llama.cpp could not make the context: " + take_errors());
     slots_ = std::make_unique<Slots>(ctx_.get(), params.n_ctx, p.kv_unified, params.reuse_prefix);
     n_ctx_ = slots_->n_ctx();
     n_batch_ = int32_t(llama_n_batch(ctx_.get()));
@@ -277,7 +284,7 @@ void Engine::wait() {
     for (const auto & slot : slots_->all()) {
         if (slot.free()) continue;
         heed(slot.stream->deadline_us());
-        if (slot.not_before_us > now) heed(slot.not_before_us);
+        if (!slot.stream->paused()) heed(slot.not_before_us);  // also where it came since fill() looked
     }
     for (const auto & stream : queue_) heed(stream->deadline_us());
 

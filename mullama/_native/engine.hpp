@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "gguf_check.hpp"
 #include "llama.h"
 #include "slots.hpp"
 #include "stream.hpp"
@@ -25,6 +26,7 @@ struct EngineParams {
     uint32_t n_batch = 2048, n_ubatch = 512, n_seq_max = 4;
     int32_t n_threads = 0, n_threads_batch = 0;  // 0: the physical cores; as n_threads
     bool reuse_prefix = true;
+    ModelFacts facts;        // of the model's file; empty: nothing is known
 };
 
 struct EngineStats {

@@ -4,6 +4,7 @@
 #include <deque>
 #include <mutex>
 
+#include "abort_guard.hpp"
 #include "ggml.h"
 #include "llama.h"
 // after ggml.h
@@ -56,6 +57,7 @@ void start_llama_cpp() {
     static std::once_flag once;
     std::call_once(once, [] {
         llama_log_set(on_log, nullptr);
+        install_abort_guard();
         common_log_set_verbosity_thold(-1);  // llama.cpp's common library prints by itself otherwise
         llama_backend_init();
     });

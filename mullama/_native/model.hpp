@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "gguf_check.hpp"
 #include "llama.h"
 
 namespace mullama {
@@ -18,10 +19,10 @@ struct LoadParams {
     void * on_progress_data = nullptr;
 };
 
-// Throws std::runtime_error with llama.cpp's own words where it cannot load the file.
-std::shared_ptr<llama_model> load_model(const std::string & path, const LoadParams & params);
+// Checks the file, loads it, and says in `facts` what llama.h will not. Throws std::runtime_error that says why it cannot.
+std::shared_ptr<llama_model> load_model(const std::string & path, const LoadParams & params, ModelFacts & facts);
 
-// Throws std::runtime_error where the text is too long for llama.cpp or the model has no vocabulary.
+// Throws std::runtime_error where the text is too long for llama.cpp, or the vocabulary lacks what it takes.
 std::vector<int32_t> tokenize(const llama_model * model, const std::string & text, bool add_special, bool parse_special);
 
 // The bytes of the tokens, one after the other, as a stream of them shows them. Ids must be in range.

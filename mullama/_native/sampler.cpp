@@ -6,6 +6,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "abort_guard.hpp"
 #include "common.h"
 #include "llama.h"
 #include "sampling.h"
@@ -78,6 +79,7 @@ void FreeSampler::operator()(common_sampler * sampler) const { common_sampler_fr
 Sampler::Sampler(const llama_model * model, const Sampling & sampling, const std::vector<int32_t> & prompt)
     : n_vocab_(llama_vocab_n_tokens(llama_model_get_vocab(model))) {
     auto params = to_common(llama_model_get_vocab(model), sampling);
+    AbortGuard guard;
     chain_.reset(common_sampler_init(model, params));
     if (!chain_) throw std::runtime_error("llama.cpp made no sampler of these parameters");
     for (int32_t token : prompt) common_sampler_accept(chain_.get(), token, false);
@@ -86,26 +88,47 @@ Sampler::Sampler(const llama_model * model, const Sampling & sampling, const std
 int32_t Sampler::sample(llama_context * ctx, int32_t i, float * logprob) {
     const float * logits = llama_get_logits_ith(ctx, i);
     if (logits == nullptr) throw std::runtime_error("llama.cpp has no logits for this token");
+    const float top = greatest(logits, n_vocab_);
+    AbortGuard guard;
     const int32_t token = common_sampler_sample(chain_.get(), ctx, i);
-    if (token < 0 || token >= n_vocab_) throw std::runtime_error("the sampler chain selected no token");
+    const llama_token_data_array * rest = common_sampler_get_candidates(chain_.get(), false);
+    if (token < 0 || token >= n_vocab_ || rest->selected < 0 || !(rest->data[rest->selected].logit > -INFINITY)) {
+        throw std::runtime_error("no token is left to choose from: the sampling forbids all that the model finds possible");
+    }
     common_sampler_accept(chain_.get(), token, true);
-    *logprob = log_softmax_at(logits, n_vocab_, token);
+    *logprob = log_softmax_at(logits, n_vocab_, token, top);
     return token;
 }
 
-float log_softmax_at(const float * logits, int32_t n, int32_t token) {
+float greatest(const float * logits, int32_t n) {
     constexpr int32_t lanes = 16;
+    constexpr float most = 1e28f;  // divided by the least temperature and penalty it is still a float
     float tops[lanes];
+    int32_t odd[lanes] = {};
     for (int32_t k = 0; k < lanes; ++k) tops[k] = -INFINITY;
     int32_t i = 0;
     for (; i + lanes <= n; i += lanes) {
-        for (int32_t k = 0; k < lanes; ++k) tops[k] = tops[k] < logits[i + k] ? logits[i + k] : tops[k];
+        for (int32_t k = 0; k < lanes; ++k) {
+            tops[k] = tops[k] < logits[i + k] ? logits[i + k] : tops[k];
+            odd[k] |= !(logits[i + k] <= most);  // NaN is odd too
+        }
     }
-    for (; i < n; ++i) tops[0] = std::max(tops[0], logits[i]);
+    for (; i < n; ++i) {
+        tops[0] = std::max(tops[0], logits[i]);
+        odd[0] |= !(logits[i] <= most);
+    }
     const float top = *std::max_element(tops, tops + lanes);
+    if (top == -INFINITY || std::any_of(odd, odd + lanes, [](int32_t any) { return any != 0; })) {
+        throw std::runtime_error("the model computed no number for a token (NaN or infinity): its weights may be damaged");
+    }
+    return top;
+}
 
+float log_softmax_at(const float * logits, int32_t n, int32_t token, float top) {
+    constexpr int32_t lanes = 16;
     float sums[lanes] = {};
-    for (i = 0; i + lanes <= n; i += lanes) {
+    int32_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
         for (int32_t k = 0; k < lanes; ++k) {
             const float x = logits[i + k] - top;
             sums[k] += exp_vectorisable(x < -87.0f ? -87.0f : x);

@@ -48,7 +48,11 @@ class Sampler {
     const int32_t n_vocab_;
 };
 
-// ln p(token) under softmax(logits[0 … n-1]).
-float log_softmax_at(const float * logits, int32_t n, int32_t token);
+// The greatest of logits[0 … n-1]. Throws std::runtime_error where llama.cpp's samplers, which sort and divide, would get lost:
+// at NaN, at infinity, and where all are minus infinity.
+float greatest(const float * logits, int32_t n);
+
+// ln p(token) under softmax(logits[0 … n-1]), of which `top` is the greatest.
+float log_softmax_at(const float * logits, int32_t n, int32_t token, float top);
 
 }  // namespace mullama

@@ -1,0 +1,32 @@
+"""What happens to contexts that are still open when the interpreter exits."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._sync import Context
+
+contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+_exiting = False
+
+
+@atexit.register
+def _close_all() -> None:
+    """The engines must be gone before the process is: what llama.cpp keeps in globals is destroyed under them."""
+    global _exiting
+    _exiting = True
+    for context in list(contexts):
+        context.close()
+
+
+def park() -> None:
+    """Called where a use after close is to be an error. At exit, a daemon thread stays here.
+
+    Python is about to freeze it anyway; the error would only print a traceback at the end of a program that is in order.
+    """
+    if _exiting and threading.current_thread().daemon:
+        threading.Event().wait()
