@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 
 from mullama import AsyncContext, Context, Model, SamplerParams
@@ -62,3 +64,18 @@ def assert_idle(context: Context) -> None:
     """No slot is taken and nothing waits. Every stream must have been closed, not only cancelled, before this."""
     statistics = context.statistics()
     assert (statistics.busy, statistics.queued, statistics.paused) == (0, 0, 0), statistics
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread, such as the engine's, brings about; its word cannot be awaited."""
+    with anyio.fail_after(60):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """The same for synchronous tests."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.001)

@@ -34,8 +34,8 @@ TEMPLATE = f"""\
 {{%- endif -%}}
 {{%- for message in messages -%}}
 {{%- if message['role'] == 'system' -%}}
-{{%- if not loop.first -%}}
-{{{{- '<|im_start|>system\\n' + message['content'] + '<|im_end|>\\n' -}}}}
+{{%- if not loop.first -%}}\
+{{{{- '<|im_start|>system\\n' + message['content'] + '<|im_end|>\\n' -}}}}\
 {{%- endif -%}}
 {{%- elif message['role'] == 'assistant' -%}}
 {{{{- '<|im_start|>assistant\\n' -}}}}
@@ -52,12 +52,12 @@ TEMPLATE = f"""\
 {{%- endif -%}}
 {{{{- '<|im_end|>\\n' -}}}}
 {{%- elif message['role'] == 'tool' -%}}
-{{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' -%}}
-{{{{- '<|im_start|>user' -}}}}
+{{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' -%}}\
+{{{{- '<|im_start|>user' -}}}}\
 {{%- endif -%}}
 {{{{- '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' -}}}}
-{{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' -%}}
-{{{{- '<|im_end|>\\n' -}}}}
+{{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' -%}}\
+{{{{- '<|im_end|>\\n' -}}}}\
 {{%- endif -%}}
 {{%- else -%}}
 {{{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}}}

@@ -1,0 +1,213 @@
+// Stream, ring and doorbell without an engine: the real classes, compiled in under another namespace, where each atomic
+// operation may pause, beside an Engine of which only the mailbox and the waiting are left. It needs neither llama.cpp nor
+// a model, and may be linked with the real engine all the same. `MULLAMA_SOCKETPAIR` takes the other kind of doorbell.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include <poll.h>
+#include <sched.h>
+
+#include "llama.h"
+
+namespace {
+
+class Random {
+  public:
+    explicit Random(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 1) {}
+    uint64_t operator()(uint64_t below) {
+        state_ ^= state_ << 13;
+        state_ ^= state_ >> 7;
+        state_ ^= state_ << 17;
+        return (state_ >> 11) % below;
+    }
+
+  private:
+    uint64_t state_;
+};
+
+thread_local bool tight = false;
+thread_local Random pauses{uint64_t(std::hash<std::thread::id>()(std::this_thread::get_id()))};
+
+// Mostly nothing, now and then a moment.
+void pause() {
+    if (tight) return;
+    const uint64_t n = pauses(512);
+    if (n < 2) sched_yield();
+    for (volatile uint64_t i = n < 24 ? n * n * 4 : 0; i > 0; i = i - 1) {}
+}
+
+}  // namespace
+
+namespace std {
+
+// std::atomic as the protocol uses it, with a pause before and after.
+template <typename T> class pausing_atomic {
+  public:
+    pausing_atomic(T value) : value_(value) {}
+    T load(memory_order order = memory_order_seq_cst) const {
+        Between between;
+        return value_.load(order);
+    }
+    void store(T value, memory_order order = memory_order_seq_cst) {
+        Between between;
+        value_.store(value, order);
+    }
+    T exchange(T value, memory_order order = memory_order_seq_cst) {
+        Between between;
+        return value_.exchange(value, order);
+    }
+
+  private:
+    struct Between {
+        Between() { pause(); }
+        ~Between() { pause(); }
+    };
+    atomic<T> value_;
+};
+
+}  // namespace std
+
+#define mullama mullama_alone  // not the engine's own classes, where those are linked in too
+#define atomic pausing_atomic
+
+#include "engine.hpp"
+#include "stream.cpp"
+#include "text.cpp"
+
+#undef atomic
+
+#define CHECK(condition)                                                                            \
+    do {                                                                                            \
+        if (!(condition)) {                                                                         \
+            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
+            std::abort();                                                                           \
+        }                                                                                           \
+    } while (false)
+
+namespace {
+
+std::atomic<uint64_t> moved{0};  // what the watchdog looks at
+std::atomic<uint64_t> wakes{0};  // of engines
+
+// Aborts when nothing has moved for so long: then a wake-up was lost.
+class Watchdog {
+  public:
+    explicit Watchdog(int seconds) : thread_([this, seconds] { watch(seconds); }) {}
+    ~Watchdog() {
+        over_.store(true);
+        thread_.join();
+    }
+
+  private:
+    void watch(int seconds) {
+        uint64_t last = 0;
+        for (int still = 0; !over_.load(); ++still) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(20));
+            const uint64_t now = moved.load();
+            if (now != last) still = 0;
+            last = now;
+            if (still < seconds * 50) continue;
+            std::fprintf(stderr, "nothing has moved for %d s, after %llu records: a lost wake-up\n", seconds,
+                         (unsigned long long) now);
+            std::abort();
+        }
+    }
+
+    std::atomic<bool> over_{false};
+    std::thread thread_;
+};
+
+// Record i of a stream: everything in it follows from i and the stream's number.
+std::string text_of(int32_t stream, int64_t i) {
+    std::string text;
+    for (int64_t k = 0; k < (i * 7 + stream) % 13; ++k) text += char('a' + (i + k) % 26);
+    return text;
+}
+
+}  // namespace
+
+namespace mullama {
+
+// ------------------------------------------------------------------------------------------------ what is left of an engine
+
+void FreeSampler::operator()(common_sampler *) const {}
+Engine::Engine(std::shared_ptr<llama_model>, const EngineParams &) : vocab_(nullptr), ctx_(nullptr, nullptr) {}
+Engine::~Engine() = default;
+
+void Engine::submit(std::shared_ptr<Stream> stream) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    mailbox_.push_back(std::move(stream));
+    attention_.store(true);
+    woken_.notify_one();
+}
+
+void Engine::wake() {
+    wakes.fetch_add(1);
+    std::lock_guard<std::mutex> lock(mutex_);
+    attention_.store(true);
+    woken_.notify_one();
+}
+
+void Engine::stop() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stopping_.store(true);
+    attention_.store(true);
+    woken_.notify_one();
+}
+
+// The loop of engine.cpp: take what was submitted, one record for each stream that has room, tell, wait.
+void Engine::run() {
+    while (true) {
+        attention_.store(false);
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            for (auto & stream : mailbox_) queue_.push_back(std::move(stream));
+            mailbox_.clear();
+            if (queue_.empty() && stopping_.load()) return;
+        }
+        bool worked = false;
+        for (auto & stream : queue_) {
+            const int32_t number = stream->request().prompt[0];
+            const int64_t i = stream->generated(), n = stream->request().max_tokens;
+            Finish how = stream->dead(0);
+            if (how == Finish::running && !stream->full()) {
+                worked = true;
+                    if (!stream->append(int32_t(i), -float(i % 1024), text_of(number, i), i + 1 == n)) {
+                    how = Finish::cancelled;
+                } else if (i + 1 == n) {
+                    how = Finish::length;
+                }
+                touched_.push_back(stream);
+            }
+            if (how != Finish::running) endings_.push_back({stream, how, Fault::none, "", -1, "rest"});
+        }
+        for (auto & e : endings_) {
+            e.stream->end(e.finish, e.fault, e.message, e.stop, e.rest);
+            queue_.erase(std::find(queue_.begin(), queue_.end(), e.stream));
+        }
+        for (auto & stream : touched_) stream->notify();
+        worked = worked || !endings_.empty();
+        endings_.clear();
+        touched_.clear();
+        if (worked) continue;
+        std::unique_lock<std::mutex> lock(mutex_);
+        woken_.wait(lock, [this] { return attention_.load(); });
+    }
+}
+
+}  // namespace mullama
+
+using namespace mullama;

@@ -1,0 +1,146 @@
+// The rules of a ring and its bell one by one, and the three pairs of lines on which a wake-up hangs, racing each other.
+//
+// In a race both lines run at the same moment, without pauses, so that an order that is too weak shows; ring_stress.cpp
+// puts pauses between lines instead.
+//
+//     ring_races [ROUNDS]
+#include "alone.hpp"
+
+namespace {
+
+// Exactly `capacity` records fit, wherever in the ring they lie, and the reader that makes room is told to say so once.
+void check_capacity(uint32_t capacity) {
+    auto engine = std::make_shared<Engine>(nullptr, EngineParams());
+    Request request;
+    request.prompt = {0};
+    request.buffer_size = capacity;
+    Stream stream(engine, request, 4);
+    auto bell = std::make_shared<Doorbell>();
+    pollfd entry{bell->fd(), POLLIN, 0};
+    int32_t written = 0, taken = 0;
+    for (int round = 0; round < 5; ++round) {
+        while (!stream.full()) CHECK(stream.append(written++, 0, "", false));
+        CHECK(stream.buffered() == capacity && written - taken == int32_t(capacity));
+        CHECK(stream.paused());
+        CHECK(stream.front()->token == taken);
+        stream.pop();
+        ++taken;
+        CHECK(!stream.paused() && !stream.full() && stream.buffered() == capacity - 1);
+        for (; taken < written - round % 2; ++taken) {
+            CHECK(stream.front()->token == taken);
+            stream.pop();
+        }
+    }
+    // the bell: not unless armed, once for each time it was, and answered rings do not come back
+    CHECK(poll(&entry, 1, 0) == 0);
+    stream.notify();
+    CHECK(poll(&entry, 1, 0) == 0);
+    for (int round = 0; round < 3; ++round) {
+        stream.arm(bell);
+        stream.notify();
+        stream.notify();
+        CHECK(poll(&entry, 1, 0) == 1);
+        bell->answer();
+        CHECK(poll(&entry, 1, 0) == 0);
+    }
+    stream.arm(bell);
+    stream.disarm();
+    stream.notify();
+    CHECK(poll(&entry, 1, 0) == 0);
+    for (int i = 0; i < 100000; ++i) bell->ring();  // more than a socket holds
+    bell->answer();
+    CHECK(poll(&entry, 1, 0) == 0);
+    stream.arm(bell);
+    CHECK(stream.cancel() && !stream.append(0, 0, "", false));
+    stream.end(Finish::cancelled, Fault::none, "", -1, "");
+    CHECK(poll(&entry, 1, 0) == 1 && !stream.cancel());
+}
+
+// ------------------------------------------------------------------------------------------------ two lines at a time
+
+// Runs both at the same moment, again and again; `settle` looks at the outcome and makes ready for the next round.
+template <typename First, typename Second, typename Settle> void race(int rounds, First first, Second second, Settle settle) {
+    std::atomic<int> begun{0}, done{0};
+    const auto await = [](std::atomic<int> & counter, int value) {
+        for (int i = 0; counter.load() < value; ++i) {
+            if (i % 256 == 255) sched_yield();
+        }
+    };
+    std::thread other([&] {
+        tight = true;
+        for (int round = 1; round <= rounds; ++round) {
+            await(begun, round);
+            second();
+            done.store(round);
+        }
+    });
+    tight = true;
+    for (int round = 1; round <= rounds; ++round) {
+        begun.store(round);
+        for (volatile int i = round % 2 ? round % 64 : round * 7 % 600; i > 0; i = i - 1) {}  // meet the other at another place each time
+        first();
+        await(done, round);
+        settle();
+        moved.fetch_add(1, std::memory_order_relaxed);
+    }
+    tight = false;
+    other.join();
+}
+
+void check_races(int rounds) {
+    auto engine = std::make_shared<Engine>(nullptr, EngineParams());
+    Request request;
+    request.prompt = {0};
+    request.buffer_size = 1;
+    Stream stream(engine, request, 4);
+    auto bell = std::make_shared<Doorbell>();
+    pollfd entry{bell->fd(), POLLIN, 0};
+
+    // The reader makes room while the engine looks for some: the engine sees it, or is woken.
+    bool full = false;
+    uint64_t woken = wakes.load();
+    CHECK(stream.append(0, 0, "", false));
+    race(rounds, [&] { stream.pop(); }, [&] { full = stream.full(); },
+         [&] {
+             CHECK(!full || wakes.load() > woken);
+             CHECK(!stream.paused());
+             woken = wakes.load();
+             CHECK(stream.append(0, 0, "", false));
+         });
+    stream.pop();
+
+    // A record comes while the reader goes to sleep: the reader sees it, or the bell rings.
+    bool seen = false;
+    race(rounds, [&] { stream.arm(bell); seen = stream.ready(); },
+         [&] { CHECK(stream.append(0, 0, "", false)); stream.notify(); },
+         [&] {
+             CHECK(seen || poll(&entry, 1, 0) == 1);
+             stream.disarm();
+             stream.pop();
+             bell->answer();
+         });
+
+    // A record comes while the reader answers the ring of another: it is seen, or rings anew; and so does the next.
+    stream.arm(bell);
+    bell->ring();
+    race(rounds, [&] { bell->answer(); seen = stream.ready(); },
+         [&] { CHECK(stream.append(0, 0, "", false)); stream.notify(); },
+         [&] {
+             CHECK(seen || poll(&entry, 1, 0) == 1);
+             stream.pop();
+             stream.arm(bell);
+             bell->ring();
+             CHECK(poll(&entry, 1, 0) == 1);
+         });
+}
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    const int rounds = argc > 1 ? std::atoi(argv[1]) : 100000;
+    Watchdog watchdog(60);
+    for (uint32_t capacity : {1, 2, 3, 32}) check_capacity(capacity);
+    check_races(rounds);
+    std::printf("ring_races: %s, %d rounds\n", MULLAMA_EVENTFD ? "eventfd" : "socketpair", rounds);
+    return 0;
+}

@@ -1,0 +1,170 @@
+// A million records between threads, over rings of one record to 32, and not one of them, nor a wake-up, is lost.
+//
+// Readers are the two shells in small: a thread a stream with a bell of its own (mullama/_sync.py), and one thread that
+// reads many streams of two engines over one bell (mullama/_bell.py). Some cancel; some wait until the ring is full, to
+// count it. What is between them is in alone.hpp: the real classes, in which each line of one side comes to lie between
+// any two of the other.
+//
+//     ring_stress [RECORDS [SEED [SECONDS]]]
+//
+// Ends with 0, or aborts with a line that says what went wrong; also when nothing has moved for so many seconds (60).
+#include "alone.hpp"
+
+namespace {
+
+// ------------------------------------------------------------------------------------------------ readers
+
+class Reader {
+  public:
+    Reader(std::shared_ptr<Engine> engine, int32_t number, uint32_t capacity, int64_t n, uint64_t seed)
+        : number_(number), n_(n), random_(seed) {
+        Request request;
+        request.prompt = {number};
+        request.max_tokens = n;
+        request.buffer_size = capacity;
+        cancel_at_ = random_(4) == 0 ? int64_t(random_(uint64_t(n))) : -1;
+        stream_ = std::make_shared<Stream>(engine, request, 4);
+        engine->submit(stream_);
+    }
+
+    Stream & stream() { return *stream_; }
+
+    // Everything that lies ready. True: it is over. As Generation.take, which looks once more after it saw the end.
+    bool drain() {
+        while (take()) {}
+        if (!stream_->ended()) return false;
+        while (take()) {}
+        const Outcome outcome = stream_->outcome();
+        const bool whole = outcome.finish == Finish::length;  // also where cancel() came behind the last record
+        CHECK(whole ? outcome.tokens.size() == size_t(n_) : cancelled_ && outcome.finish == Finish::cancelled);
+        CHECK(int64_t(outcome.tokens.size()) == (cancelled_ ? until_ : n_));
+        CHECK(next_ == (cancelled_ ? until_ : n_));
+        CHECK(outcome.text.size() >= 4 && outcome.text.substr(outcome.text.size() - 4) == "rest");
+        return true;
+    }
+
+  private:
+    bool take() {
+        if (!cancelled_ && random_(512) == 0) count_a_full_ring();
+        const Record * record = stream_->front();
+        if (record == nullptr) return false;
+        const std::string text = text_of(number_, next_);
+        CHECK(record->token == next_);
+        CHECK(record->logprob == -float(next_ % 1024));
+        CHECK(record->is_final == uint32_t(next_ + 1 == n_));
+        CHECK(std::string(record->text(), record->n_bytes) == text);
+        stream_->pop();
+        ++next_;
+        moved.fetch_add(1, std::memory_order_relaxed);
+        CHECK(stream_->buffered() <= stream_->request().buffer_size);
+        if (next_ == cancel_at_ && stream_->cancel()) {
+            cancelled_ = true;
+            until_ = next_ + stream_->buffered();  // what lies ready can be read, and nothing is added
+            CHECK(stream_->generated() == until_);
+        }
+        return true;
+    }
+
+    // A reader that stops leaves exactly as many records as the ring holds. (If never, the watchdog says so. `paused` may
+    // also show for a moment while the engine looks whether it is to pause.)
+    void count_a_full_ring() {
+        const int64_t capacity = stream_->request().buffer_size;
+        while (!stream_->paused() || stream_->buffered() < capacity) {
+            if (stream_->ended()) return;
+            sched_yield();
+        }
+        for (int i = 0; i < 10; ++i) {
+            CHECK(stream_->buffered() == capacity && stream_->generated() == next_ + capacity);
+            sched_yield();
+        }
+    }
+
+    const int32_t number_;
+    const int64_t n_;
+    Random random_;
+    std::shared_ptr<Stream> stream_;
+    int64_t next_ = 0, cancel_at_ = -1, until_ = -1;
+    bool cancelled_ = false;
+};
+
+void wait_for(Doorbell & bell) {
+    pollfd entry{bell.fd(), POLLIN, 0};
+    while (poll(&entry, 1, -1) < 0) CHECK(errno == EINTR);
+    bell.answer();
+}
+
+// The blocking shell: one thread, one stream at a time, a bell of its own that goes with it.
+void read_alone(std::shared_ptr<Engine> engine, uint32_t capacity, int64_t records, int64_t each, uint64_t seed) {
+    for (int32_t number = 0; records > 0; ++number, records -= each) {
+        Reader reader(engine, number, capacity, each, seed + uint64_t(number));
+        auto bell = std::make_shared<Doorbell>();
+        while (!reader.drain()) {
+            reader.stream().arm(bell);
+            if (reader.stream().ready()) {
+                reader.stream().disarm();
+            } else {
+                wait_for(*bell);
+            }
+        }
+    }
+}
+
+// The awaiting shell: one thread and one bell for all streams of all engines; it waits only if none of them is ready.
+void read_together(std::vector<std::shared_ptr<Engine>> engines, uint32_t capacity, int64_t records, int64_t each, uint64_t seed) {
+    const int64_t rounds = std::max<int64_t>(1, records / each / int64_t(3 * engines.size()));
+    for (int64_t round = 0; round < rounds; ++round) {
+        auto bell = std::make_shared<Doorbell>();
+        std::vector<std::unique_ptr<Reader>> readers;
+        for (int32_t number = 0; number < int32_t(3 * engines.size()); ++number) {
+            const auto & engine = engines[size_t(number) % engines.size()];
+            readers.push_back(std::make_unique<Reader>(engine, number, capacity, each, seed ^ uint64_t(round * 64 + number)));
+        }
+        while (!readers.empty()) {
+            for (size_t i = 0; i < readers.size();) {
+                if (readers[i]->drain()) {
+                    readers.erase(readers.begin() + long(i));
+                } else {
+                    ++i;
+                }
+            }
+            bool ready = readers.empty();
+            for (auto & reader : readers) {
+                reader->stream().arm(bell);
+                ready = ready || reader->stream().ready();
+            }
+            if (!ready) wait_for(*bell);
+        }
+    }
+}
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    const int64_t records = argc > 1 ? std::atoll(argv[1]) : 1200000;  // a sixth of which is cancelled
+    const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : uint64_t(now_us());
+    const int seconds = argc > 3 ? std::atoi(argv[3]) : 60;
+    std::printf("ring_stress: %s, %lld records, seed %llu\n", MULLAMA_EVENTFD ? "eventfd" : "socketpair", (long long) records,
+                (unsigned long long) seed);
+    std::fflush(stdout);
+    Watchdog watchdog(seconds);
+    const uint32_t capacities[] = {1, 2, 3, 32};
+    const int64_t shares[] = {10, 15, 25, 50};  // per cent: small rings wait for each other at every record
+    for (int k = 0; k < 4; ++k) {
+        std::vector<std::shared_ptr<Engine>> engines;
+        std::vector<std::thread> engine_threads, readers;
+        for (int i = 0; i < 2; ++i) {
+            engines.push_back(std::make_shared<Engine>(nullptr, EngineParams()));
+            engine_threads.emplace_back([engine = engines.back()] { engine->run(); });
+        }
+        const int64_t share = records * shares[k] / 100 / 3;
+        const uint64_t own = seed + uint64_t(k) * 1000;
+        readers.emplace_back(read_together, engines, capacities[k], share, 500, own);
+        readers.emplace_back(read_alone, engines[0], capacities[k], share, 2000, own + 1);
+        readers.emplace_back(read_alone, engines[1], capacities[k], share, 100, own + 2);
+        for (auto & thread : readers) thread.join();
+        for (auto & engine : engines) engine->stop();
+        for (auto & thread : engine_threads) thread.join();
+    }
+    std::printf("ring_stress: %llu records, all in order\n", (unsigned long long) moved.load());
+    return 0;
+}

@@ -1,0 +1,17 @@
+"""The C++ test programs, compiled as the extension was and run to their end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from native.programs import HERE, NATIVE, program, run
+
+PROGRAMS = sorted(HERE.glob("*.cpp"))
+SEEN = sorted([*HERE.glob("*.[ch]pp"), *NATIVE.glob("*.[ch]pp")])
+
+
+@pytest.mark.timeout(900)  # compiling under a sanitizer on a busy machine
+@pytest.mark.parametrize("source", PROGRAMS, ids=lambda source: source.stem)
+def test_program(source: Path) -> None:
+    run([str(program(source, seen=SEEN))])

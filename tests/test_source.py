@@ -1,0 +1,218 @@
+"""The source itself: how files open, which layer may import what, what is public, and which llama.cpp is linked."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mullama
+from mullama import _core
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mullama"
+# Longer than it should be, with the reason why it is not split.
+LONG = {
+    "mullama/_async.py": "one shell: what is awaited shares its classes and its cancellation rules",
+    "mullama/_core.pyx": "one extension type for each native class; 600 lines are its measure",
+}
+MEASURE = 400
+
+pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="tests are run without a checkout")
+
+
+def git(*arguments: str) -> list[str]:
+    run = subprocess.run(["git", *arguments, "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode:
+        pytest.skip("no git checkout, or no git")
+    return [name for name in run.stdout.split("\0") if name]
+
+
+def sources(*kinds: str) -> list[Path]:
+    """The source files of the tree that are ours, tracked or about to be."""
+    folders = ("mullama", "tests", "tools", "bench", "examples")
+    found = [path for folder in folders for kind in kinds for path in (ROOT / folder).rglob(f"*.{kind}")]
+    return sorted([*found, *(path for kind in kinds for path in ROOT.glob(f"*.{kind}"))])
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+CODE = sources("py", "pyx", "pxd", "pyi", "cpp", "hpp")
+
+
+def opening(path: Path) -> str:
+    """What a file opens with: its docstring, or the comment at its head without what is for machines."""
+    text = path.read_text("utf-8")
+    text = re.sub(r"\A(#!.*\n|# (distutils|cython): .*\n)*", "", text)
+    if docstring := re.match(r'"""(.*?)"""', text, re.DOTALL):
+        return docstring[1]
+    mark = "//" if path.suffix in (".cpp", ".hpp") else "#"
+    comment = re.match(rf"(?:{mark} .*\n(?:{mark}\n)?)+", text)
+    return re.sub(rf"^{mark} ?", "", comment[0], flags=re.MULTILINE) if comment else ""
+
+
+@pytest.mark.parametrize("path", [*CODE, ROOT / "Makefile", *sources("toml")], ids=relative)
+def test_a_file_opens_with_what_belongs_in_it(path: Path) -> None:
+    sentence = re.split(r"\n\s*\n", opening(path).strip())[0]
+    assert re.match(r"[A-Z`'\"A-Za-z]", sentence), "a sentence, in a docstring or a comment at the head of the file"
+    assert sentence.rstrip().endswith((".", ":", "`")), sentence
+    assert len(sentence.split()) >= 4, sentence
+
+
+@pytest.mark.parametrize("path", CODE, ids=relative)
+def test_no_file_is_too_long_for_one_subject(path: Path) -> None:
+    lines = len(path.read_text("utf-8").splitlines())
+    most = 600 if relative(path) in LONG else MEASURE
+    assert lines <= most, f"{lines} lines; split it by subject, or give a reason in LONG"
+
+
+def test_the_reasons_are_needed() -> None:
+    for name in LONG:
+        assert len((ROOT / name).read_text("utf-8").splitlines()) > MEASURE, f"{name} is short enough by now"
+
+
+# ------------------------------------------------------------------------------------------ layers
+
+
+def imports(path: Path) -> dict[str, bool]:
+    """The modules that a file imports by any road, and whether it does so at import time."""
+    tree = ast.parse(path.read_text("utf-8"))
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    found: dict[str, bool] = {}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            names = [base] if node.module else [base + alias.name for alias in node.names]
+        for name in names:
+            found[name] = found.get(name, False) or id(node) not in lazy
+    return found
+
+
+def importers(*packages: str, at_import: bool) -> set[str]:
+    """The modules of the package that import one of these."""
+    return {
+        relative(path)
+        for path in PACKAGE.rglob("*.py")
+        for name, eager in imports(path).items()
+        if name.split(".")[0] in packages and (eager or not at_import)
+    }
+
+
+def test_only_the_awaiting_shell_imports_a_concurrency_library() -> None:
+    shell = {"mullama/_async.py", "mullama/_bell.py"}
+    assert importers("anyio", "sniffio", at_import=True) == shell
+    assert importers("anyio", "sniffio", at_import=False) <= shell | {"mullama/cli.py"}
+    assert importers("asyncio", "trio", "uvloop", at_import=True) == set()
+    assert importers("asyncio", "trio", "uvloop", at_import=False) <= {"mullama/cli.py"}
+
+
+def test_what_never_waits_knows_neither_shell() -> None:
+    below = ["_generation", "_records", "_model", "_checks", "_log", "config", "errors"]
+    for module in below:
+        names = {name.lstrip(".") for name, eager in imports(PACKAGE / f"{module}.py").items() if eager}
+        assert not names & {"_sync", "_async", "_bell", "cli"}, module
+    assert "_async" not in {name.lstrip(".") for name in imports(PACKAGE / "_sync.py")}
+
+
+def test_the_native_side_knows_no_python() -> None:
+    for path in (PACKAGE / "_native").iterdir():
+        text = re.sub(r"//.*", "", path.read_text("utf-8"))
+        assert not re.search(r"\bPy[A-Z_]\w*|Python\.h|pybind|cython", text), relative(path)
+        assert path.suffix in (".cpp", ".hpp"), relative(path)
+
+
+def test_the_engine_enters_nogil_in_one_place() -> None:
+    core = (PACKAGE / "_core.pyx").read_text("utf-8")
+    assert len(re.findall(r"engine\.run\(\)", core)) == 1
+    assert re.search(r"with nogil:\s*\n\s*engine\.run\(\)", core)
+
+
+# ------------------------------------------------------------------------------------------ upstream
+
+
+def test_nothing_of_upstream_is_tracked() -> None:
+    tracked = [name for name in git("ls-files") if name.startswith("vendor/")]
+    assert not [name for name in tracked if name.startswith("vendor/llama.cpp/") and not name.endswith("/README.md")]
+    assert "vendor/llama.cpp.toml" in tracked
+    assert "vendor/CMakeLists.txt" in tracked
+
+
+def test_no_build_product_is_tracked() -> None:
+    assert not [name for name in git("ls-files") if name.endswith((".so", ".o", ".a", ".pyc", ".dylib", ".pyd"))]
+
+
+def test_the_linked_llama_cpp_is_the_pinned_one() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import vendor
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    if vendor.OWN_CHECKOUT in os.environ:
+        pytest.skip("built from a checkout of the user's own")
+    pin = vendor.read_pin()
+    number, commit = _core.llama_cpp_build()
+    assert f"b{number}" == pin.tag == mullama.llama_cpp_version()
+    assert commit == pin.package
+    assert pin.version.endswith(pin.tag.lstrip("b"))
+
+
+# ------------------------------------------------------------------------------------------ the public names
+
+
+def test_the_public_names_exist_once_and_in_order() -> None:
+    assert len(set(mullama.__all__)) == len(mullama.__all__)
+    assert all(hasattr(mullama, name) for name in mullama.__all__)
+    assert not [name for name in mullama.__all__ if name.startswith("_") and name != "__version__"]
+    public = {
+        name
+        for name, value in vars(mullama).items()
+        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
+    }
+    assert public == set(mullama.__all__) - {"__version__"}, "what is there is promised, and nothing else is there"
+
+
+def test_every_error_is_public() -> None:
+    from mullama import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    own = {kind.__name__ for kind in kinds if kind.__module__ == "mullama.errors"}
+    assert {name for name in own if not name.startswith("_")} <= set(mullama.__all__)
+
+
+DOCUMENTED = [name for name in mullama.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_a_public_name_says_what_it_is(name: str) -> None:
+    """So does every public method and property that it defines itself."""
+    thing = getattr(mullama, name)
+    assert inspect.getdoc(thing), name
+    assert "(" not in (thing.__doc__ or "")[: len(name) + 1], "not the signature that dataclasses make up"
+    if not isinstance(thing, type):
+        return
+    for member, value in vars(thing).items():
+        plain = inspect.unwrap(getattr(value, "__func__", value))
+        documented = inspect.isfunction(plain) or isinstance(value, property)
+        if documented and not member.startswith("_"):
+            assert inspect.getdoc(getattr(thing, member)) or member in INHERITED, f"{name}.{member}"
+
+
+# Properties whose whole meaning is in the docstring of their class.
+INHERITED = {"text", "total_tokens"}
