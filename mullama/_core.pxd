@@ -1,11 +1,14 @@
 # What the core calls of C++ and of llama.h, and nothing else; meanings are in the headers under _native/.
 cimport cython
+from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr
 from libcpp.pair cimport pair
 from libcpp.string cimport string
 from libcpp.vector cimport vector
+
+ctypedef vector[int32_t] TokenList
 
 
 cdef extern from "llama.h" nogil:
@@ -25,6 +28,9 @@ cdef extern from "llama.h" nogil:
     int32_t llama_vocab_n_tokens(const llama_vocab *)
     int32_t llama_vocab_bos(const llama_vocab *)
     int32_t llama_vocab_eos(const llama_vocab *)
+    int32_t llama_vocab_fim_pre(const llama_vocab *)
+    int32_t llama_vocab_fim_suf(const llama_vocab *)
+    int32_t llama_vocab_fim_mid(const llama_vocab *)
     int llama_vocab_type(const llama_vocab *)
     cbool llama_vocab_is_eog(const llama_vocab *, int32_t token)
     const char * llama_print_system_info()
@@ -74,11 +80,16 @@ cdef extern from "_native/doorbell.hpp" namespace "mullama" nogil:
 
 
 cdef extern from "_native/ring.hpp" namespace "mullama" nogil:
+    cdef cppclass Candidate:
+        int32_t token
+        float logprob
     cdef cppclass Record:
         int32_t token
         float logprob
-        uint32_t is_final
+        int32_t finish
+        uint32_t n_top
         uint32_t n_bytes
+        const Candidate * top()
         const char * text()
 
 
@@ -98,6 +109,48 @@ cdef extern from "_native/sampler.hpp" namespace "mullama" nogil:
         float mirostat_tau, mirostat_eta
         cbool ignore_eos
         vector[pair[int32_t, float]] logit_bias
+        vector[string] samplers
+        float adaptive_target, adaptive_decay
+        string grammar
+    void check_grammar(const llama_model *, const string & grammar) except +
+    string native_grammar_of_schema "mullama::grammar_of_schema"(const string & schema) except +
+
+
+cdef extern from "_native/lora.hpp" namespace "mullama" nogil:
+    cdef cppclass CLora "mullama::Lora":
+        CLora(shared_ptr[llama_model] model, const string & path) except +
+
+
+cdef extern from "_native/chat.hpp" namespace "mullama" nogil:
+    cdef cppclass CTemplates "mullama::Templates":
+        CTemplates(shared_ptr[llama_model] model, const string & text) except +
+        cbool supports_thinking() except +
+    cdef cppclass ChatRequest:
+        string messages, tools, tool_choice
+        cbool parallel_tool_calls
+        string grammar, json_schema
+        cbool thinking
+        string reasoning_format
+        vector[pair[string, string]] arguments
+    cdef cppclass ChatDelta:
+        string reasoning, content
+        int64_t call
+        string call_id, call_name, call_arguments
+    cdef cppclass CChat "mullama::Chat":
+        CChat(shared_ptr[CTemplates] templates, const ChatRequest & request) except +
+        const string & prompt()
+        const vector[string] & stops()
+        vector[int32_t] shown() except +
+        vector[ChatDelta] feed(const string & text, int32_t token) except +
+        vector[ChatDelta] finish() except +
+
+
+cdef extern from "_native/embed.hpp" namespace "mullama" nogil:
+    cdef cppclass CEmbedder "mullama::Embedder":
+        CEmbedder(shared_ptr[llama_model] model, const ModelFacts &, uint32_t n_ctx, int32_t pooling, int32_t n_threads) except +
+        uint32_t n_ctx()
+        int32_t n_embd()
+        vector[float] embed(const vector[TokenList] & texts) except +
 
 
 cdef extern from "_native/text.hpp" namespace "mullama" nogil:
@@ -112,8 +165,13 @@ cdef extern from "_native/stream.hpp" namespace "mullama" nogil:
         vector[int32_t] prompt
         int64_t max_tokens, called_us, timeout_us, delay_us
         uint32_t buffer_size
+        uint32_t n_top
+        int64_t min_tokens
         vector[string] stops
         Sampling sampling
+        vector[int32_t] shown
+        vector[pair[shared_ptr[CLora], float]] loras
+        uint32_t n_logits
     cdef cppclass Finish:  # an enum class; cast to int
         pass
     cdef cppclass Fault:   # likewise
@@ -124,6 +182,8 @@ cdef extern from "_native/stream.hpp" namespace "mullama" nogil:
         string message
         int stop
         vector[int32_t] tokens
+        vector[float] logprobs
+        vector[Candidate] top
         string text
         int64_t cached_tokens, called_us, admitted_us, first_us, last_us, ended_us
     cdef cppclass CStream "mullama::Stream":
@@ -138,9 +198,32 @@ cdef extern from "_native/stream.hpp" namespace "mullama" nogil:
         int64_t generated()
         double rate() except +
         Outcome outcome() except +
+        vector[float] take_logits()
         void arm(shared_ptr[CDoorbell] bell) except +
         void disarm()
     int64_t now_us()
+
+
+cdef extern from *:
+    """
+    #include "_native/engine.hpp"
+
+    static PyObject * closed_error = nullptr;  // ClosedError, once the module is there
+
+    static void raise_error() {
+        try {
+            throw;
+        } catch (const mullama::Closed & e) {
+            PyErr_SetString(closed_error, e.what());
+        } catch (const std::bad_alloc &) {
+            PyErr_NoMemory();
+        } catch (const std::exception & e) {
+            PyErr_SetString(PyExc_RuntimeError, e.what());
+        }
+    }
+    """
+    void raise_error()
+    PyObject * closed_error
 
 
 cdef extern from "_native/engine.hpp" namespace "mullama" nogil:
@@ -157,9 +240,12 @@ cdef extern from "_native/engine.hpp" namespace "mullama" nogil:
         int64_t n_ctx()
         int32_t n_batch()
         int32_t n_threads()
+        cbool generates()
         void run()
-        void submit(shared_ptr[CStream]) except +
-        void clear_cache() except +
+        void submit(shared_ptr[CStream]) except +raise_error
+        void clear_cache() except +raise_error
+        string save_state() except +raise_error
+        int64_t load_state(const string & state) except +raise_error
         void stop()
         void release()
         EngineStats stats()
@@ -194,3 +280,23 @@ cdef class Stream:
 @cython.final
 cdef class Text:
     cdef CText * text                     # owned
+
+
+@cython.final
+cdef class Lora:
+    cdef shared_ptr[CLora] shared         # also held by the streams that wear it
+
+
+@cython.final
+cdef class Templates:
+    cdef shared_ptr[CTemplates] shared    # also held by the chats made of it
+
+
+@cython.final
+cdef class Chat:
+    cdef shared_ptr[CChat] shared         # also held by the request whose sampling it amends
+
+
+@cython.final
+cdef class Embedder:
+    cdef shared_ptr[CEmbedder] shared

@@ -10,6 +10,7 @@ loading, making and running an engine, tokenising, waiting. After ``fork`` a chi
 import os
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from cython.operator cimport dereference as deref
@@ -17,7 +18,7 @@ from libc.errno cimport EINTR, errno
 from libcpp.memory cimport make_shared
 from libcpp.utility cimport move
 
-from mullama.errors import ForkError
+from mullama.errors import ClosedError, ForkError
 
 
 cdef extern from "poll.h" nogil:
@@ -27,6 +28,24 @@ cdef extern from "poll.h" nogil:
         short revents
     int poll(pollfd *, unsigned long, int timeout_ms)
     short POLLIN
+
+
+cdef extern from *:
+    """
+    #include <algorithm>
+    #include "_native/chat.hpp"
+    #include "_native/stream.hpp"
+
+    namespace mullama {
+    // What Cython has no words for.
+    static void amend_by_chat(Request & request, std::shared_ptr<Chat> chat) {
+        request.sampling.amend = [chat](common_params_sampling & sampling) { chat->amend(sampling); };
+    }
+    static void sort_loras(Request & request) { std::sort(request.loras.begin(), request.loras.end()); }
+    }
+    """
+    void amend_by_chat "mullama::amend_by_chat"(Request &, shared_ptr[CChat])
+    void sort_loras "mullama::sort_loras"(Request &)
 
 
 # ---------------------------------------------------------------------------------------------------------- the process
@@ -40,6 +59,7 @@ def _after_fork_in_child():
     forked = used
 
 
+closed_error = <PyObject *> ClosedError
 os.register_at_fork(after_in_child=_after_fork_in_child)
 start_llama_cpp()
 
@@ -169,6 +189,19 @@ cdef class Model:
         cdef const char * text = llama_model_chat_template(self.shared.get(), NULL)
         return None if text == NULL else text.decode("utf-8", "replace")
 
+    def check_grammar(self, bytes grammar not None):
+        """Raises where llama.cpp cannot follow it."""
+        self.check()
+        cdef string text = grammar
+        with nogil:
+            check_grammar(self.shared.get(), text)
+
+    @property
+    def infill_tokens(self):
+        """Ids of the prefix, suffix and middle marks; -1 where the vocabulary has none."""
+        self.check()
+        return llama_vocab_fim_pre(self.vocab), llama_vocab_fim_suf(self.vocab), llama_vocab_fim_mid(self.vocab)
+
     @property
     def description(self):
         self.check()
@@ -234,6 +267,30 @@ cdef class Model:
         return llama_vocab_eos(self.vocab)
 
 
+def grammar_of_schema(bytes schema not None):
+    """The GBNF grammar of a JSON schema. Raises where llama.cpp cannot make one."""
+    cdef string text = schema
+    cdef string grammar
+    with nogil:
+        grammar = native_grammar_of_schema(text)
+    return grammar.decode("utf-8", "replace")
+
+
+@cython.final
+cdef class Lora:
+    def __init__(self, Model model not None, bytes path not None):
+        model.check()
+        cdef string name = path
+        cdef shared_ptr[CLora] loaded
+        with nogil:
+            loaded = make_shared[CLora](model.shared, name)
+        self.shared = move(loaded)
+
+    def __dealloc__(self):
+        if forked:
+            new shared_ptr[CLora](self.shared)  # leaked, as the model
+
+
 # ---------------------------------------------------------------------------------------------------------- the engine
 
 @cython.final
@@ -294,6 +351,25 @@ cdef class Engine:
         check_fork()
         self.shared.get().clear_cache()
 
+    def save_state(self):
+        """The cached prefixes as bytes. Waits for the engine's step to end."""
+        check_fork()
+        cdef CEngine * engine = self.shared.get()
+        cdef string state
+        with nogil:
+            state = engine.save_state()
+        return <bytes> state
+
+    def load_state(self, bytes state not None):
+        """Take cached prefixes over; the number of tokens in them. Waits for the engine's step to end."""
+        check_fork()
+        cdef CEngine * engine = self.shared.get()
+        cdef string data = state
+        cdef int64_t n
+        with nogil:
+            n = engine.load_state(data)
+        return n
+
     def stats(self):
         check_fork()
         cdef EngineStats s = self.shared.get().stats()
@@ -311,9 +387,14 @@ cdef class Engine:
     def n_threads(self):
         return self.shared.get().n_threads()
 
+    @property
+    def generates(self):
+        return self.shared.get().generates()
+
     def submit(self, vector[int32_t] prompt, *, int64_t max_tokens, int64_t called_us, int64_t timeout_us, int64_t delay_us,
-               uint32_t buffer_size, vector[string] stops, dict sampling not None):
-        """Queue a request. Keys of `sampling` are the fields of SamplerParams."""
+               uint32_t buffer_size, uint32_t n_top, int64_t min_tokens, vector[string] stops, dict sampling not None,
+               Chat chat, list loras not None, uint32_t n_logits):
+        """Queue a request. Keys of `sampling` are the fields of SamplerParams; for n_logits see stream.hpp."""
         check_fork()
         cdef Request request
         request.prompt = move(prompt)
@@ -323,7 +404,18 @@ cdef class Engine:
         request.delay_us = delay_us
         request.buffer_size = buffer_size
         request.stops = move(stops)
+        request.n_top = n_top
+        request.min_tokens = min_tokens
         request.sampling = to_sampling(sampling)
+        if chat is not None:
+            request.shown = chat.shared.get().shown()
+            amend_by_chat(request, chat.shared)
+        for lora, scale in loras:
+            if scale == 0:
+                continue  # it is the same as without, and may share with it
+            request.loras.push_back(pair[shared_ptr[CLora], float]((<Lora?> lora).shared, <float> scale))
+        sort_loras(request)
+        request.n_logits = n_logits
         cdef Stream stream = Stream.__new__(Stream)
         stream.shared = make_shared[CStream](self.shared, request, self.longest_piece)
         self.shared.get().submit(stream.shared)
@@ -358,9 +450,18 @@ cdef Sampling to_sampling(dict values) except *:
     s.mirostat_tau = values["mirostat_tau"]
     s.mirostat_eta = values["mirostat_eta"]
     s.ignore_eos = values["ignore_eos"]
+    for name in values["samplers"]:
+        s.samplers.push_back(<string> (<str> name).encode())
+    s.adaptive_target = values["adaptive_target"]
+    s.adaptive_decay = values["adaptive_decay"]
+    s.grammar = (<str> values["grammar"]).encode()
     for token, bias in values["logit_bias"]:
         s.logit_bias.push_back(pair[int32_t, float](<int32_t> token, <float> bias))
     return s
+
+
+cdef tuple candidates(const Candidate * first, size_t n):
+    return tuple([(first[i].token, first[i].logprob) for i in range(n)])
 
 
 # ---------------------------------------------------------------------------------------------------------- the stream
@@ -378,14 +479,15 @@ cdef class Stream:
             self.shared.get().cancel()
 
     def pop(self):
-        """The oldest record as (text, token, is_final, logprob), or None where there is none."""
+        """The oldest record as (text, token, finish, logprob, candidates), or None where there is none."""
         check_fork()
         cdef CStream * stream = self.shared.get()
         cdef const Record * record = stream.front()
         if record == NULL:
             return None
         cdef str text = PyUnicode_DecodeUTF8(record.text(), record.n_bytes, NULL)
-        cdef tuple taken = (text, record.token, bool(record.is_final), record.logprob)
+        cdef tuple taken = (text, record.token, record.finish, record.logprob,
+                            candidates(record.top(), record.n_top) if record.n_top else ())
         stream.pop()
         return taken
 
@@ -418,12 +520,21 @@ cdef class Stream:
         return self.shared.get().cancel()
 
     def outcome(self):
-        """(finish, fault, message, stop, tokens, text, cached, called, admitted, first, last, ended), times in µs."""
+        """(finish, fault, message, stop, tokens, logprobs, candidates, text, cached, called, admitted, first, last, ended).
+
+        Times in µs; candidates are those of all tokens in a row, the same number for each.
+        """
         check_fork()
         cdef Outcome o = self.shared.get().outcome()
         return (<int> o.finish, <int> o.fault, o.message.decode("utf-8", "replace"), o.stop, tuple(o.tokens),
-                o.text.decode("utf-8", "replace"), o.cached_tokens, o.called_us, o.admitted_us, o.first_us, o.last_us,
+                tuple(o.logprobs), candidates(o.top.data(), o.top.size()), o.text.decode("utf-8", "replace"), o.cached_tokens, o.called_us, o.admitted_us, o.first_us, o.last_us,
                 o.ended_us)
+
+    def take_logits(self):
+        """Rows of n_vocab float32, as bytes; once."""
+        check_fork()
+        cdef vector[float] rows = self.shared.get().take_logits()
+        return PyByteArray_FromStringAndSize(<char *> rows.data(), rows.size() * sizeof(float))
 
     @property
     def ended(self):
@@ -480,3 +591,7 @@ cdef class Text:
         cdef string out
         cdef int stop = self.text.finish(out)
         return out.decode("utf-8"), stop
+
+
+include "_core_chat.pxi"
+include "_core_vectors.pxi"

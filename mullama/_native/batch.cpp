@@ -1,7 +1,10 @@
 // One batch of the engine: what goes in, computing it, and what the memory holds afterwards; see engine.hpp.
 #include <algorithm>
+#include <memory>
+#include <utility>
 
 #include "engine.hpp"
+#include "log.hpp"
 
 namespace mullama {
 
@@ -16,13 +19,14 @@ void Engine::put(Slot & slot, llama_token token, bool output) {
 }
 
 // One token for each sequence that decodes and has room in its ring; what is left of the batch for prompts, the oldest
-// first. In order of the sequences, because llama.cpp puts only neighbouring ones into a ubatch (split_equal).
+// first. In order of the sequences, because llama.cpp puts only neighbouring ones into a ubatch (split_equal). Streams with
+// different LoRA adapters share no batch: whoever's were worn longest ago decides which ones are worn next.
 void Engine::fill() {
     batch_.n_tokens = n_prompt_ = counts_.paused = 0;
     batch_deadline_us_ = 0;
     const int64_t now = now_us();
     int32_t n_decoding = 0;
-    std::vector<Slot *> prompts;
+    std::vector<Slot *> ready, prompts;
     std::vector<int32_t> share(slots_->all().size(), 0);
     for (auto & slot : slots_->all()) {
         slot.n_batched = 0;
@@ -30,15 +34,27 @@ void Engine::fill() {
         if (slot.free() || now < slot.not_before_us) continue;
         if (slot.n_generated > 0 && slot.stream->full()) {
             ++counts_.paused;
-        } else if (slot.decoding()) {
-            share[size_t(slot.seq)] = 1;
+        } else {
+            ready.push_back(&slot);
+        }
+    }
+    if (ready.empty()) return;
+    if (!keeps_on(ready, now)) {
+        wear((*std::min_element(ready.begin(), ready.end(), [](Slot * a, Slot * b) { return a->served < b->served; }))->loras);
+    }
+    const bool any_decodes = std::any_of(ready.begin(), ready.end(), [](Slot * slot) { return slot->decoding(); });
+    for (Slot * slot : ready) {
+        if (slot->loras != worn_) continue;
+        slot->served = uint64_t(counts_.steps) + 1;  // if only by its place in the queue for the rest of the batch
+        if (slot->decoding()) {
+            share[size_t(slot->seq)] = 1;
             ++n_decoding;
         } else {
-            prompts.push_back(&slot);
+            prompts.push_back(slot);
         }
     }
     std::sort(prompts.begin(), prompts.end(), [](Slot * a, Slot * b) { return a->admitted < b->admitted; });
-    const int32_t budget = std::min(n_batch_ - n_decoding, prompt_budget(n_decoding > 0));
+    const int32_t budget = std::min(n_batch_ - n_decoding, prompt_budget(any_decodes));
     for (Slot * slot : prompts) {
         const auto n = int32_t(std::min<size_t>(slot->n_left(), size_t(budget - n_prompt_)));
         share[size_t(slot->seq)] = n;
@@ -46,13 +62,36 @@ void Engine::fill() {
     }
     for (auto & slot : slots_->all()) {
         const int32_t n = share[size_t(slot.seq)];
+        if (n == 0) continue;
+        const Request & request = slot.stream->request();
+        const size_t first_output = request.n_logits > 0 ? request.first_output() : slot.tokens.size() - 1;
         for (int32_t i = 0; i < n; ++i) {
             const size_t at = slot.n_past + size_t(i);
-            put(slot, slot.tokens[at], at + 1 == slot.tokens.size());
+            put(slot, slot.tokens[at], at >= first_output);
         }
-        const int64_t deadline = n > 0 ? slot.stream->deadline_us() : 0;
+        const int64_t deadline = slot.stream->deadline_us();
         if (deadline > 0 && (batch_deadline_us_ == 0 || deadline < batch_deadline_us_)) batch_deadline_us_ = deadline;
     }
+}
+
+// A change of adapters costs as much as some tokens of a small model: it is made so seldom that it is a fifth of the time, but not
+// so seldom that others wait for more than a few tokens.
+bool Engine::keeps_on(const std::vector<Slot *> & ready, int64_t now) const {
+    const bool used = std::any_of(ready.begin(), ready.end(), [this](Slot * slot) { return slot->loras == worn_; });
+    return used && double(now - changed_us_) < std::min(4 * us_per_change_, 8 * us_per_decode_);
+}
+
+void Engine::wear(const Loras & loras) {
+    if (loras == worn_) return;
+    std::vector<llama_adapter_lora *> adapters;
+    std::vector<float> scales;
+    for (const auto & [lora, scale] : loras) {
+        adapters.push_back(lora->adapter);
+        scales.push_back(scale);
+    }
+    llama_set_adapters_lora(ctx_.get(), adapters.data(), adapters.size(), scales.data());
+    worn_ = loras;
+    changed_ = true;
 }
 
 // How many prompt tokens go into a step. While others decode, what they wait for it is at most a few times what they wait
@@ -65,12 +104,19 @@ int32_t Engine::prompt_budget(bool others_decode) const {
 
 bool Engine::decode() {
     const int64_t began = now_us();
+    const bool changed = std::exchange(changed_, false);
     n_polls_ = 0;
     int32_t status;
-    do {
-        status = llama_decode(ctx_.get(), batch_);
-    } while (status == 1 && slots_->drop_oldest());
-    llama_synchronize(ctx_.get());
+    {
+        const QuietLog quiet;
+        // A change of adapters makes llama.cpp count the nodes of all that are loaded, before it computes; see lora.hpp.
+        const std::unique_ptr<Engine, void (*)(Engine *)> when_left(this, [](Engine * engine) { engine->counted(); });
+        if (changed) counting_.lock();
+        do {
+            status = llama_decode(ctx_.get(), batch_);
+        } while (status == 1 && slots_->drop_oldest());
+        llama_synchronize(ctx_.get());
+    }
     ++counts_.steps;
     if (status == 0 || status == 2) {
         read_back(status == 2);
@@ -82,7 +128,10 @@ bool Engine::decode() {
 
     const auto blend = [](double & mean, double value) { mean = mean <= 0 ? value : 0.8 * mean + 0.2 * value; };
     const double took = double(now_us() - began);
-    if (n_prompt_ == 0) {
+    if (changed) changed_us_ = now_us();
+    if (n_prompt_ == 0 && changed && us_per_decode_ > 0) {
+        blend(us_per_change_, std::max(took - us_per_decode_, 1.0));
+    } else if (n_prompt_ == 0) {
         blend(us_per_decode_, took);
     } else if (n_prompt_ >= 16) {
         const double own = n_prompt_ < batch_.n_tokens ? std::max(took - us_per_decode_, took / 4) : took;
@@ -92,20 +141,23 @@ bool Engine::decode() {
 }
 
 // What of the batch is in the memory now. After an abort the ubatches that were finished are in, the others are not, and
-// no output can be read: a last token that got in is taken out again, to be computed anew for its logits.
+// no output can be read: what got in and was to have one is taken out again, to be computed anew for its logits.
 void Engine::read_back(bool aborted) {
     for (auto & slot : slots_->all()) {
         if (slot.n_batched == 0) continue;
-        size_t in = slot.n_past + size_t(slot.n_batched);
+        const size_t before = slot.n_past;
+        size_t in = before + size_t(slot.n_batched);
         if (aborted) {
             const llama_pos last = llama_memory_seq_pos_max(llama_get_memory(ctx_.get()), slot.seq);
             in = std::min(in, size_t(last + 1));
         }
-        counts_.tokens_in += int64_t(in) - int64_t(slot.n_past);
+        counts_.tokens_in += int64_t(in) - int64_t(before);
         slot.n_past = in;
         if (!aborted) continue;
         slot.i_output = -1;
-        if (slot.n_left() == 0) slots_->trim(slot, slot.n_past - 1);
+        const Request & request = slot.stream->request();
+        const size_t first_output = request.n_logits > 0 ? request.first_output() : slot.tokens.size() - 1;
+        if (in > first_output) slots_->trim(slot, std::max(before, first_output));
     }
 }
 
@@ -128,6 +180,9 @@ bool Engine::should_abort() {
     return all || (prompt && slots_->can_roll_back());
 }
 
-bool Engine::on_abort(void * engine) { return static_cast<Engine *>(engine)->should_abort(); }
+bool Engine::on_abort(void * engine) {
+    static_cast<Engine *>(engine)->counted();  // it computes by now
+    return static_cast<Engine *>(engine)->should_abort();
+}
 
 }  // namespace mullama

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <stdexcept>
+#include <future>
 
 #include <pthread.h>
 #include <signal.h>
@@ -13,10 +13,6 @@
 #include "log.hpp"
 
 namespace mullama {
-
-namespace {
-const char closed[] = "the context was closed";
-}
 
 Engine::Engine(std::shared_ptr<llama_model> model, const EngineParams & params)
     : model_(std::move(model)), vocab_(llama_model_get_vocab(model_.get())), ctx_(nullptr, llama_free) {
@@ -40,14 +36,19 @@ Engine::Engine(std::shared_ptr<llama_model> model, const EngineParams & params)
     take_errors();
     {
         AbortGuard guard;
+        std::shared_lock<std::shared_mutex> lock(lora_mutex());
         ctx_.reset(llama_init_from_model(model_.get(), p));
     }
     if (!ctx_) throw std::runtime_error("llama.cpp could not make the context: " + take_errors());
     slots_ = std::make_unique<Slots>(ctx_.get(), params.n_ctx, p.kv_unified, params.reuse_prefix);
     n_ctx_ = slots_->n_ctx();
+    generates_ = llama_get_memory(ctx_.get()) != nullptr;
     n_batch_ = int32_t(llama_n_batch(ctx_.get()));
     n_threads_ = p.n_threads;
     batch_ = llama_batch_init(n_batch_, 0, 1);
+    for (llama_token token = 0; token < llama_vocab_n_tokens(vocab_); ++token) {
+        if (llama_vocab_is_eog(vocab_, token)) end_tokens_.push_back(token);
+    }
     counts_.slots = int32_t(slots_->all().size());
     counts_.cells = slots_->n_cells();
     published_ = counts_;
@@ -57,25 +58,35 @@ Engine::~Engine() { release(); }
 
 // ------------------------------------------------------------------------------------------------------ any thread
 
-void Engine::submit(std::shared_ptr<Stream> stream) {
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (!stopping_.load()) {
-            mailbox_.push_back(std::move(stream));
-            ++published_.queued;
-            attention_.store(true);
-            woken_.notify_one();
-            return;
-        }
-    }
-    stream->end(Finish::error, Fault::closed, closed, -1, "");
-}
-
-void Engine::clear_cache() {
+void Engine::post(Command command) {
     std::lock_guard<std::mutex> lock(mutex_);
-    mailbox_.push_back(nullptr);
+    if (stopping_.load()) throw Closed();
+    published_.queued += command.stream != nullptr;
+    mailbox_.push_back(std::move(command));
     attention_.store(true);
     woken_.notify_one();
+}
+
+void Engine::submit(std::shared_ptr<Stream> stream) { post({std::move(stream), nullptr}); }
+
+void Engine::clear_cache() {
+    post({nullptr, [this] { slots_->clear_cache(); }});
+}
+
+void Engine::do_now(std::function<void()> job) {
+    const auto counted = [this, job] {  // whoever waits for it finds it in the counters
+        const std::unique_ptr<Engine, void (*)(Engine *)> when_left(this, [](Engine * engine) { engine->publish(); });
+        job();
+    };
+    auto task = std::make_shared<std::packaged_task<void()>>(counted);
+    auto done = task->get_future();
+    post({nullptr, [task] { (*task)(); }});
+    task.reset();
+    try {
+        done.get();
+    } catch (const std::future_error &) {
+        throw Closed();  // the engine stopped before it came to it
+    }
 }
 
 void Engine::wake() {
@@ -108,6 +119,7 @@ void Engine::release() {
     batch_ = llama_batch{};
     slots_.reset();
     ctx_.reset();
+    worn_.clear();
 }
 
 // ------------------------------------------------------------------------------------------------------ the engine thread
@@ -137,7 +149,12 @@ bool Engine::step() {
     if (batch_.n_tokens == 0) return false;
     if (decode()) {
         for (auto & slot : slots_->all()) {
-            if (slot.i_output >= 0) emit(slot);
+            if (slot.i_output < 0) continue;
+            if (slot.stream->request().n_logits == 0) {
+                emit(slot);
+            } else {
+                emit_logits(slot);
+            }
         }
     }
     return true;
@@ -145,16 +162,16 @@ bool Engine::step() {
 
 void Engine::take_commands() {
     attention_.store(false);
-    std::deque<std::shared_ptr<Stream>> mail;
+    std::deque<Command> mail;
     {
         std::lock_guard<std::mutex> lock(mutex_);
         mail.swap(mailbox_);
     }
-    for (auto & stream : mail) {
-        if (stream) {
-            queue_.push_back(std::move(stream));
-        } else {
-            slots_->clear_cache();
+    for (auto & command : mail) {
+        if (command.stream) {
+            queue_.push_back(std::move(command.stream));
+        } else if (!stopping_.load()) {
+            command.job();
         }
     }
 }
@@ -175,59 +192,29 @@ void Engine::drop_dead() {
     queue_.erase(std::remove_if(queue_.begin(), queue_.end(), gone), queue_.end());
 }
 
-// In order of arrival: whoever cannot be promised its room makes the ones behind it wait too, so that no one starves.
+// In order of arrival: whoever cannot be promised its room makes the ones behind it wait too, so that no one starves. Who
+// waits because another is just computing what both begin with keeps a slot free for itself.
 void Engine::admit() {
-    while (!queue_.empty()) {
-        const Request & request = queue_.front()->request();
-        Slot * slot = slots_->admit(request.prompt, request.max_tokens);
+    int32_t n_kept = 0;
+    for (auto it = queue_.begin(); it != queue_.end() && slots_->n_free() > n_kept;) {
+        const Request & request = (*it)->request();
+        if (slots_->worth_waiting(request)) {
+            ++n_kept;
+            ++it;
+            continue;
+        }
+        Slot * slot = slots_->admit(request);
         if (slot == nullptr) return;
-        slot->stream = std::move(queue_.front());
-        queue_.pop_front();
+        slot->stream = std::move(*it);
+        it = queue_.erase(it);
         slot->stream->admitted(int64_t(slot->n_past));
+        if (request.n_logits > 0) continue;
         try {
             slot->sampler = std::make_unique<Sampler>(model_.get(), request.sampling, request.prompt);
             slot->text = std::make_unique<Text>(request.stops);
         } catch (const std::exception & e) {
             finish(*slot, Finish::error, Fault::sampling, e.what());
         }
-    }
-}
-
-// Choose the next token of a sequence, turn it into text, hand it over; and end the stream where this is its last.
-void Engine::emit(Slot & slot) {
-    Stream & stream = *slot.stream;
-    try {
-        float logprob;
-        const llama_token token = slot.sampler->sample(ctx_.get(), slot.i_output, &logprob);
-        slot.tokens.push_back(token);
-        ++slot.n_generated;
-        ++counts_.tokens_out;
-        Finish how = Finish::running;
-        int stop = -1;
-        std::string text;
-        if (llama_vocab_is_eog(vocab_, token)) {
-            how = Finish::stop;
-        } else {
-            const std::string piece = common_token_to_piece(vocab_, token, false);
-            stop = slot.text->feed(piece.data(), piece.size(), text);
-            if (stop >= 0) how = Finish::stop;
-        }
-        const bool full = int64_t(slot.tokens.size()) > n_ctx_;
-        if (how == Finish::running && (full || slot.n_generated == stream.request().max_tokens)) how = Finish::length;
-        if (how != Finish::running && stop < 0) {
-            stop = slot.text->finish(text);
-            if (stop >= 0) how = Finish::stop;
-        }
-        if (!stream.append(token, logprob, text, how != Finish::running)) {
-            how = Finish::cancelled;
-            slot.text.reset();  // what it holds back belongs to a token that no one will see
-        } else {
-            touched_.push_back(slot.stream);
-            if (stream.request().delay_us > 0) slot.not_before_us = now_us() + stream.request().delay_us;
-        }
-        if (how != Finish::running) finish(slot, how, Fault::none, "", stop);
-    } catch (const std::exception & e) {
-        finish(slot, Finish::error, Fault::sampling, e.what());
     }
 }
 
@@ -255,22 +242,26 @@ void Engine::fail(const std::string & message) {
 void Engine::close_all() {
     take_commands();
     for (auto & slot : slots_->all()) {
-        if (!slot.free()) finish(slot, Finish::error, Fault::closed, closed);
+        if (!slot.free()) finish(slot, Finish::error, Fault::closed, Closed().what());
     }
-    for (auto & stream : queue_) endings_.push_back({stream, Finish::error, Fault::closed, closed, -1, ""});
+    for (auto & stream : queue_) endings_.push_back({stream, Finish::error, Fault::closed, Closed().what(), -1, ""});
     queue_.clear();
+    counts_.paused = 0;
     tell();
 }
 
-void Engine::tell() {
+void Engine::publish() {
     counts_.busy = 0;
     for (const auto & slot : slots_->all()) counts_.busy += !slot.free();
     counts_.cached_cells = slots_->n_cached();
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        counts_.queued = int32_t(queue_.size() + mailbox_.size());
-        published_ = counts_;
-    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto is_stream = [](const Command & command) { return command.stream != nullptr; };
+    counts_.queued = int32_t(queue_.size()) + int32_t(std::count_if(mailbox_.begin(), mailbox_.end(), is_stream));
+    published_ = counts_;
+}
+
+void Engine::tell() {
+    publish();
     for (auto & e : endings_) e.stream->end(e.finish, e.fault, e.message, e.stop, e.rest);
     for (auto & stream : touched_) stream->notify();
     endings_.clear();

@@ -1,14 +1,18 @@
 // The engine: one thread a context that turns waiting requests into tokens, many sequences in one batch, without the GIL.
 //
-// It alone touches the llama_context once it runs. Everyone else posts a command (submit, clear_cache) or raises a signal
-// (wake, stop). The loop is in engine.cpp, a step's batch in batch.cpp, the slots in slots.cpp, a stream in stream.hpp.
+// It alone touches the llama_context once it runs. Everyone else posts a command (submit, and jobs such as clear_cache) or
+// raises a signal (wake, stop). The loop is in engine.cpp, a step's batch in batch.cpp, what becomes of its logits
+// in choose.cpp, the slots in slots.cpp, a stream in stream.hpp.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -35,6 +39,11 @@ struct EngineStats {
     int64_t steps = 0, tokens_in = 0, tokens_out = 0;
 };
 
+// What is asked of an engine after stop(), or was waiting for it then.
+struct Closed : std::runtime_error {
+    Closed() : std::runtime_error("the context was closed") {}
+};
+
 class Engine {
   public:
     // Throws std::runtime_error where llama.cpp cannot make the context.
@@ -44,16 +53,27 @@ class Engine {
     int64_t n_ctx() const { return n_ctx_; }
     int32_t n_batch() const { return n_batch_; }
     int32_t n_threads() const { return n_threads_; }
+    bool generates() const { return generates_; }  // false: what keeps nothing of earlier tokens can only embed
 
     void run();          // the engine thread; returns after stop()
+    // These throw Closed.
     void submit(std::shared_ptr<Stream> stream);
     void clear_cache();  // in order with what was submitted before and after
+    // The cached prefixes as bytes, and back; they wait for the engine's step to end. See state.cpp.
+    std::string save_state();
+    int64_t load_state(const std::string & state);  // tokens that were taken; throws where the bytes do not fit
     void wake();         // something changed that the engine should look at: a cancel, or room in a full ring
     void stop();
     void release();      // after run() has returned, or instead of it: give the memory back, end what never ran
     EngineStats stats() const;
 
   private:
+    // What is posted to the engine thread: a stream to serve, or a job to do between two steps.
+    struct Command {
+        std::shared_ptr<Stream> stream;
+        std::function<void()> job;
+    };
+
     // An ending waits here until the step is over and the slot shows as free.
     struct Ending {
         std::shared_ptr<Stream> stream;
@@ -69,20 +89,28 @@ class Engine {
     void take_commands();
     void drop_dead();
     void admit();
-    void emit(Slot & slot);
+    void post(Command command);
+    void do_now(std::function<void()> job);  // post it, and wait until it is done; throws what it throws
     void finish(Slot & slot, Finish finish, Fault fault = Fault::none, const std::string & message = "", int stop = -1);
     void fail(const std::string & message);
     void close_all();
+    void publish();      // the counters
     void tell();         // publish the counters, then the endings, then ring the bells
     void wait();
+    // choose.cpp
+    void emit(Slot & slot);
+    void emit_logits(Slot & slot);
     // batch.cpp
     void fill();
+    bool keeps_on(const std::vector<Slot *> & ready, int64_t now) const;
+    void wear(const Loras & loras);
     void put(Slot & slot, llama_token token, bool output);
     int32_t prompt_budget(bool others_decode) const;
     bool decode();       // false: there is nothing to choose from
     void read_back(bool aborted);
     bool should_abort();
     static bool on_abort(void * engine);
+    void counted() { if (counting_.owns_lock()) counting_.unlock(); }
 
     const std::shared_ptr<llama_model> model_;
     const llama_vocab * const vocab_;
@@ -91,21 +119,27 @@ class Engine {
     llama_batch batch_{};
     int64_t n_ctx_ = 0;
     int32_t n_batch_ = 0, n_threads_ = 0;
+    bool generates_ = false;
+    std::vector<int32_t> end_tokens_;               // of the vocabulary
 
     // the engine thread's own
     std::deque<std::shared_ptr<Stream>> queue_;
+    Loras worn_;                                    // by the model at present
+    bool changed_ = false;                          // and not yet when it computed last
+    int64_t changed_us_ = 0;                        // when it first computed with them
+    std::shared_lock<std::shared_mutex> counting_{lora_mutex(), std::defer_lock};
     std::vector<std::shared_ptr<Stream>> touched_;  // whose readers are told of a record at the end of the step
     std::vector<Ending> endings_;
     int32_t n_prompt_ = 0;                          // prompt tokens in the batch
     int64_t batch_deadline_us_ = 0;                 // the earliest deadline in the batch
     uint32_t n_polls_ = 0;
-    double us_per_prompt_token_ = 0, us_per_decode_ = 0;
+    double us_per_prompt_token_ = 0, us_per_decode_ = 0, us_per_change_ = 0;
     EngineStats counts_;
 
     // the mailbox
     mutable std::mutex mutex_;
     std::condition_variable woken_;
-    std::deque<std::shared_ptr<Stream>> mailbox_;   // null: clear the cache
+    std::deque<Command> mailbox_;
     std::atomic<bool> attention_{false};            // wake() was called since the step began
     std::atomic<bool> stopping_{false};
     bool released_ = false;

@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <mutex>
+#include <stdexcept>
 
 #include "abort_guard.hpp"
 #include "ggml.h"
@@ -30,6 +31,7 @@ Store & store() {
 thread_local std::string partial;      // a line that came without its end
 thread_local int partial_level = 0;
 thread_local std::string errors;
+thread_local int quiet = 0;
 
 void on_log(ggml_log_level level, const char * text, void *) {
     if (level != GGML_LOG_LEVEL_CONT) partial_level = level;
@@ -40,6 +42,7 @@ void on_log(ggml_log_level level, const char * text, void *) {
         begin = end + 1;
         if (line.find_first_not_of(" .") == std::string::npos) continue;  // dots that show progress
         if (partial_level == GGML_LOG_LEVEL_ERROR) errors += (errors.empty() ? "" : "; ") + line;
+        if (quiet > 0 && partial_level < GGML_LOG_LEVEL_WARN) continue;
         Store & s = store();
         std::lock_guard<std::mutex> lock(s.mutex);
         if (s.lines.size() == most_lines) {
@@ -53,7 +56,24 @@ void on_log(ggml_log_level level, const char * text, void *) {
 
 }  // namespace
 
+static void check_processor() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    const char * missing = nullptr;
+    if (ggml_cpu_has_avx512() && !__builtin_cpu_supports("avx512f")) missing = "AVX-512";
+    if (ggml_cpu_has_fma() && !__builtin_cpu_supports("fma")) missing = "FMA";
+    if (ggml_cpu_has_avx2() && !__builtin_cpu_supports("avx2")) missing = "AVX2";
+    if (ggml_cpu_has_avx() && !__builtin_cpu_supports("avx")) missing = "AVX";
+    if (missing != nullptr) {
+        throw std::runtime_error(std::string("this mullama was built for a processor with ") + missing +
+                                 ", which this one lacks: build it on this machine with `pip install .`, or give "
+                                 "CMAKE_ARGS for an older one");
+    }
+#endif
+}
+
 void start_llama_cpp() {
+    check_processor();
     static std::once_flag once;
     std::call_once(once, [] {
         llama_log_set(on_log, nullptr);
@@ -73,6 +93,10 @@ std::vector<LogLine> take_log() {
     s.lost = 0;
     return taken;
 }
+
+QuietLog::QuietLog() { ++quiet; }
+
+QuietLog::~QuietLog() { --quiet; }
 
 std::string take_errors() {
     std::string taken;

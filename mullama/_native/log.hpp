@@ -11,11 +11,21 @@ struct LogLine {
     std::string text;
 };
 
-// Take llama.cpp's logging over and start its backends; once a process.
+// Take llama.cpp's logging over and start its backends; once a process. Throws std::runtime_error, before any of it, where
+// this processor lacks what ggml was built for.
 void start_llama_cpp();
 
 // Take all lines that were kept. At most 1,000 are: beyond that the oldest make room, and a line says how many were lost.
 std::vector<LogLine> take_log();
+
+// While one lives, what this thread logs below a warning is not kept: for what is done over and over.
+class QuietLog {
+  public:
+    QuietLog();
+    ~QuietLog();
+    QuietLog(const QuietLog &) = delete;
+    QuietLog & operator=(const QuietLog &) = delete;
+};
 
 // The error lines that this thread logged since the last call, joined: why a call of llama.cpp on this thread failed.
 std::string take_errors();

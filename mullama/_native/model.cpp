@@ -14,18 +14,17 @@ namespace mullama {
 
 namespace {
 
-// What is quoted from a broken file need not be UTF-8.
-[[noreturn]] void fail(const std::string & message) {
+bool has_vocabulary(const llama_vocab * vocab) { return llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_NONE; }
+
+}  // namespace
+
+void fail(const std::string & message) {
     std::string text;
     Text valid({});
     valid.feed(message.data(), message.size(), text);
     valid.finish(text);
     throw std::runtime_error(text);
 }
-
-bool has_vocabulary(const llama_vocab * vocab) { return llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_NONE; }
-
-}  // namespace
 
 std::shared_ptr<llama_model> load_model(const std::string & path, const LoadParams & params, ModelFacts & facts) {
     try {

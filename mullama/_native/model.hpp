@@ -22,6 +22,9 @@ struct LoadParams {
 // Checks the file, loads it, and says in `facts` what llama.h will not. Throws std::runtime_error that says why it cannot.
 std::shared_ptr<llama_model> load_model(const std::string & path, const LoadParams & params, ModelFacts & facts);
 
+// Throws std::runtime_error with this message, in which what a broken file brought may be no UTF-8.
+[[noreturn]] void fail(const std::string & message);
+
 // Throws std::runtime_error where the text is too long for llama.cpp, or the vocabulary lacks what it takes.
 std::vector<int32_t> tokenize(const llama_model * model, const std::string & text, bool add_special, bool parse_special);
 

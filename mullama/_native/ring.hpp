@@ -13,22 +13,28 @@
 
 namespace mullama {
 
+struct Candidate {
+    int32_t token;
+    float   logprob;
+};
+
 struct Record {
     int32_t  token;
     float    logprob;   // natural logarithm, of the model's own distribution
-    uint32_t is_final;  // the last record of its stream
+    int32_t  finish;    // why this is the last record of its stream (Finish in stream.hpp); 0 where it is not
+    uint32_t n_top;     // candidates, the likeliest first; the same number in every record of a ring
     uint32_t n_bytes;   // of text, UTF-8, always whole characters; 0 where the token completed nothing
 
-    char * text() { return reinterpret_cast<char *>(this + 1); }
-    const char * text() const { return reinterpret_cast<const char *>(this + 1); }
+    Candidate * top() { return reinterpret_cast<Candidate *>(this + 1); }
+    const Candidate * top() const { return reinterpret_cast<const Candidate *>(this + 1); }
+    char * text() { return reinterpret_cast<char *>(top() + n_top); }
+    const char * text() const { return reinterpret_cast<const char *>(top() + n_top); }
 };
 
 class Ring {
   public:
-    Ring(uint32_t capacity, uint32_t text_bytes)
-        : capacity_(capacity),
-          stride_((sizeof(Record) + text_bytes + alignof(Record) - 1) / alignof(Record) * alignof(Record)),
-          store_(new char[size_t(capacity) * stride_]) {}
+    Ring(uint32_t capacity, uint32_t text_bytes, uint32_t n_top = 0)
+        : capacity_(capacity), stride_(stride(text_bytes, n_top)), store_(new char[size_t(capacity) * stride_]) {}
 
     uint32_t capacity() const { return capacity_; }
 
@@ -44,6 +50,10 @@ class Ring {
     void pop() { head_.store(head_.load(std::memory_order_relaxed) + 1); }
 
   private:
+    static uint32_t stride(uint32_t text_bytes, uint32_t n_top) {
+        const auto bytes = uint32_t(sizeof(Record) + n_top * sizeof(Candidate)) + text_bytes;
+        return (bytes + alignof(Record) - 1) / alignof(Record) * alignof(Record);
+    }
     Record * at(uint64_t i) { return reinterpret_cast<Record *>(store_.get() + size_t(i % capacity_) * stride_); }
 
     const uint32_t capacity_;

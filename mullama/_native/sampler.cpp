@@ -4,11 +4,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <ctime>
 #include <stdexcept>
 
 #include "abort_guard.hpp"
 #include "common.h"
+#include "gbnf_check.hpp"
+#include "json-schema-to-grammar.h"
 #include "llama.h"
+#include "log.hpp"
 #include "sampling.h"
 
 namespace mullama {
@@ -49,6 +53,11 @@ common_params_sampling to_common(const llama_vocab * vocab, const Sampling & s) 
             if (llama_vocab_is_eog(vocab, token)) p.logit_bias.push_back({token, -INFINITY});
         }
     }
+    p.adaptive_target = s.adaptive_target;
+    p.adaptive_decay = s.adaptive_decay;
+    if (!s.samplers.empty()) p.samplers = common_sampler_types_from_names(s.samplers);
+    if (!s.grammar.empty()) p.grammar = {COMMON_GRAMMAR_TYPE_USER, s.grammar};
+    if (s.amend) s.amend(p);
     return p;
 }
 
@@ -72,6 +81,34 @@ inline float exp_vectorisable(float x) {
     return y * scale;
 }
 
+// The n greatest logits, in falling order, by way of a small heap.
+std::vector<Candidate> likeliest(const float * logits, int32_t n_vocab, uint32_t n) {
+    const auto greater = [](const Candidate & a, const Candidate & b) { return a.logprob > b.logprob; };
+    std::vector<Candidate> heap;
+    heap.reserve(n + 1);
+    for (int32_t token = 0; token < n_vocab; ++token) {
+        if (heap.size() == n && !(logits[token] > heap.front().logprob)) continue;
+        heap.push_back({token, logits[token]});
+        std::push_heap(heap.begin(), heap.end(), greater);
+        if (heap.size() > n) {
+            std::pop_heap(heap.begin(), heap.end(), greater);
+            heap.pop_back();
+        }
+    }
+    std::sort_heap(heap.begin(), heap.end(), greater);
+    return heap;
+}
+
+// Of this thread's processor time, that a grammar may take for one token: others wait for it. In an ambiguous grammar the
+// readings multiply with every token.
+constexpr double most_seconds = 1.0;
+
+double thread_seconds() {
+    timespec t{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
 }  // namespace
 
 void FreeSampler::operator()(common_sampler * sampler) const { common_sampler_free(sampler); }
@@ -79,25 +116,58 @@ void FreeSampler::operator()(common_sampler * sampler) const { common_sampler_fr
 Sampler::Sampler(const llama_model * model, const Sampling & sampling, const std::vector<int32_t> & prompt)
     : n_vocab_(llama_vocab_n_tokens(llama_model_get_vocab(model))) {
     auto params = to_common(llama_model_get_vocab(model), sampling);
+    constrained_ = !common_grammar_value(params.grammar).empty();
     AbortGuard guard;
     chain_.reset(common_sampler_init(model, params));
     if (!chain_) throw std::runtime_error("llama.cpp made no sampler of these parameters");
     for (int32_t token : prompt) common_sampler_accept(chain_.get(), token, false);
 }
 
-int32_t Sampler::sample(llama_context * ctx, int32_t i, float * logprob) {
-    const float * logits = llama_get_logits_ith(ctx, i);
+Choice Sampler::sample(llama_context * ctx, int32_t i, uint32_t n_top, const std::vector<int32_t> & banned) {
+    float * logits = llama_get_logits_ith(ctx, i);
     if (logits == nullptr) throw std::runtime_error("llama.cpp has no logits for this token");
     const float top = greatest(logits, n_vocab_);
+    Choice choice;
+    if (n_top > 0) choice.top = likeliest(logits, n_vocab_, n_top);
+    const double total = log_sum_exp(logits, n_vocab_, top);
+    std::vector<float> saved;
+    for (int32_t token : banned) {
+        saved.push_back(logits[token]);
+        logits[token] = -INFINITY;
+    }
     AbortGuard guard;
-    const int32_t token = common_sampler_sample(chain_.get(), ctx, i);
+    const double began = constrained_ ? thread_seconds() : 0;
+    choice.token = common_sampler_sample(chain_.get(), ctx, i);
     const llama_token_data_array * rest = common_sampler_get_candidates(chain_.get(), false);
-    if (token < 0 || token >= n_vocab_ || rest->selected < 0 || !(rest->data[rest->selected].logit > -INFINITY)) {
+    if (choice.token < 0 || choice.token >= n_vocab_ || rest->selected < 0 ||
+        !(rest->data[rest->selected].logit > -INFINITY) || !(logits[choice.token] > -INFINITY)) {
         throw std::runtime_error("no token is left to choose from: the sampling forbids all that the model finds possible");
     }
-    common_sampler_accept(chain_.get(), token, true);
-    *logprob = log_softmax_at(logits, n_vocab_, token, top);
-    return token;
+    for (size_t k = 0; k < banned.size(); ++k) logits[banned[k]] = saved[k];
+    common_sampler_accept(chain_.get(), choice.token, true);
+    if (constrained_ && thread_seconds() - began > most_seconds) {
+        throw std::runtime_error("the grammar can be read in too many ways at once: following it takes seconds for a token");
+    }
+    choice.logprob = float(logits[choice.token] - total);
+    for (auto & candidate : choice.top) candidate.logprob = float(candidate.logprob - total);
+    return choice;
+}
+
+void check_grammar(const llama_model * model, const std::string & grammar) {
+    check_gbnf(grammar);
+    take_errors();
+    AbortGuard guard;
+    llama_sampler * made = llama_sampler_init_grammar(llama_model_get_vocab(model), grammar.c_str(), "root");
+    if (made == nullptr) {
+        const std::string why = take_errors();
+        throw std::invalid_argument(why.empty() ? "llama.cpp cannot parse it" : why);
+    }
+    llama_sampler_free(made);
+}
+
+std::string grammar_of_schema(const std::string & schema) {
+    AbortGuard guard;
+    return json_schema_to_grammar(common_json::parse(schema), true);
 }
 
 float greatest(const float * logits, int32_t n) {
@@ -124,7 +194,7 @@ float greatest(const float * logits, int32_t n) {
     return top;
 }
 
-float log_softmax_at(const float * logits, int32_t n, int32_t token, float top) {
+double log_sum_exp(const float * logits, int32_t n, float top) {
     constexpr int32_t lanes = 16;
     float sums[lanes] = {};
     int32_t i = 0;
@@ -137,7 +207,7 @@ float log_softmax_at(const float * logits, int32_t n, int32_t token, float top) 
     double sum = 0.0;
     for (; i < n; ++i) sum += std::exp(double(logits[i]) - top);
     for (float part : sums) sum += part;
-    return float(double(logits[token]) - top - std::log(sum));
+    return top + std::log(sum);
 }
 
 }  // namespace mullama

@@ -2,11 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "ring.hpp"
+
+struct common_params_sampling;
 struct common_sampler;
 struct llama_context;
 struct llama_model;
@@ -29,6 +33,17 @@ struct Sampling {
     float mirostat_tau = 5.0f, mirostat_eta = 0.1f;
     bool ignore_eos = false;
     std::vector<std::pair<int32_t, float>> logit_bias;
+    std::vector<std::string> samplers;     // the chain, by llama.cpp's names; none: llama.cpp's own order
+    float adaptive_target = -1.0f, adaptive_decay = 0.9f;
+    std::string grammar;                   // GBNF; none where it is empty
+    std::function<void(common_params_sampling &)> amend;  // what a chat's template asks for besides (chat.hpp)
+};
+
+// What was chosen, and what it was chosen from.
+struct Choice {
+    int32_t token = -1;
+    float logprob = 0.0f;         // natural logarithm, of the model's own distribution
+    std::vector<Candidate> top;   // the likeliest of that, in falling order
 };
 
 struct FreeSampler {
@@ -40,19 +55,26 @@ class Sampler {
     // Throws std::exception where llama.cpp refuses the parameters.
     Sampler(const llama_model * model, const Sampling & sampling, const std::vector<int32_t> & prompt);
 
-    // Choose from the logits of batch index `i` and remember the choice.
-    int32_t sample(llama_context * ctx, int32_t i, float * logprob);
+    // Choose from the logits of batch index `i` and remember the choice. `banned` tokens cannot be it.
+    Choice sample(llama_context * ctx, int32_t i, uint32_t n_top, const std::vector<int32_t> & banned);
 
   private:
     std::unique_ptr<common_sampler, FreeSampler> chain_;
     const int32_t n_vocab_;
+    bool constrained_ = false;  // by a grammar
 };
+
+// Throws std::exception where llama.cpp cannot follow a GBNF grammar; see gbnf_check.hpp.
+void check_grammar(const llama_model * model, const std::string & grammar);
+
+// Throws std::exception where a JSON schema cannot be turned into a grammar.
+std::string grammar_of_schema(const std::string & schema);
 
 // The greatest of logits[0 … n-1]. Throws std::runtime_error where llama.cpp's samplers, which sort and divide, would get lost:
 // at NaN, at infinity, and where all are minus infinity.
 float greatest(const float * logits, int32_t n);
 
-// ln p(token) under softmax(logits[0 … n-1]), of which `top` is the greatest.
-float log_softmax_at(const float * logits, int32_t n, int32_t token, float top);
+// The natural logarithm of the sum of exp(logits[0 … n-1]), of which `top` is the greatest.
+double log_sum_exp(const float * logits, int32_t n, float top);
 
 }  // namespace mullama

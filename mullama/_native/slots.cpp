@@ -7,6 +7,13 @@
 
 namespace mullama {
 
+namespace {
+constexpr size_t worth = 16;  // tokens whose computing is worth a wait
+
+// How much a free slot's cache would be missed: not at all where it is empty.
+uint64_t age(const Slot & slot) { return slot.n_past == 0 ? 0 : slot.released; }
+}  // namespace
+
 Slots::Slots(llama_context * ctx, int64_t n_ctx, bool shared, bool reuse_prefix)
     : memory_(llama_get_memory(ctx)),
       shared_(shared),
@@ -19,17 +26,37 @@ Slots::Slots(llama_context * ctx, int64_t n_ctx, bool shared, bool reuse_prefix)
     for (size_t i = 0; i < slots_.size(); ++i) slots_[i].seq = llama_seq_id(i);
 }
 
-// How many tokens of the prompt a slot has computed. One is always left to compute: its logits are the first choice's.
-size_t Slots::reusable(const Slot & slot, const std::vector<llama_token> & prompt) const {
+size_t Slot::n_shared(const Request & request, size_t most) const {
+    if (loras != request.loras) return 0;
+    const auto & prompt = request.prompt;
+    most = std::min(most, request.first_output());
+    return size_t(std::mismatch(prompt.begin(), prompt.begin() + most, tokens.begin()).first - prompt.begin());
+}
+
+// How many tokens of the prompt a slot has computed.
+size_t Slots::reusable(const Slot & slot, const Request & request) const {
     if (!reuse_) return 0;
-    const size_t most = std::min(slot.n_past, prompt.size() - 1);
-    const auto differ = std::mismatch(prompt.begin(), prompt.begin() + most, slot.tokens.begin()).first;
-    const size_t n = size_t(differ - prompt.begin());
+    const size_t n = slot.n_shared(request, slot.n_past);
     return can_roll_back_ || n == slot.n_past ? n : 0;
 }
 
-Slot * Slots::admit(const std::vector<llama_token> & prompt, int64_t max_tokens) {
-    const int64_t wanted = max_tokens < 0 ? n_ctx_ : std::min(n_ctx_, int64_t(prompt.size()) + max_tokens);
+bool Slots::worth_waiting(const Request & request) const {
+    size_t soon = 0, now = 0;
+    for (const auto & slot : slots_) {
+        now = std::max(now, reusable(slot, request));
+        if (!slot.free() && slot.n_generated == 0) soon = std::max(soon, slot.n_shared(request, slot.tokens.size()));
+    }
+    return reuse_ && can_roll_back_ && soon >= now + worth;
+}
+
+int32_t Slots::n_free() const {
+    return int32_t(std::count_if(slots_.begin(), slots_.end(), [](const Slot & slot) { return slot.free(); }));
+}
+
+Slot * Slots::admit(const Request & request) {
+    const auto & prompt = request.prompt;
+    const int64_t most = int64_t(prompt.size()) + request.max_tokens;
+    const int64_t wanted = request.max_tokens < 0 ? n_ctx_ : std::min(n_ctx_, most);
     if (shared_) {
         int64_t promised = wanted;
         for (const auto & slot : slots_) promised += slot.n_reserved;
@@ -40,9 +67,8 @@ Slot * Slots::admit(const std::vector<llama_token> & prompt, int64_t max_tokens)
     Slot * oldest = nullptr;  // the free slot whose cache is missed least: an empty one, else released longest ago
     Slot * source = nullptr;  // of all slots, the one with the longest prefix
     size_t n_best = 0, n_source = 0;
-    const auto age = [](const Slot & slot) { return slot.n_past == 0 ? 0 : slot.released; };
     for (auto & slot : slots_) {
-        const size_t n = reusable(slot, prompt);
+        const size_t n = reusable(slot, request);
         if (n > n_source) {
             source = &slot;
             n_source = n;
@@ -58,7 +84,7 @@ Slot * Slots::admit(const std::vector<llama_token> & prompt, int64_t max_tokens)
 
     // A few tokens in common (a BOS, a system line) are no reason to give up another prompt's long cache.
     Slot * slot = best != nullptr && 2 * n_best >= best->n_past ? best : oldest;
-    size_t n = reusable(*slot, prompt);
+    size_t n = reusable(*slot, request);
     if (source != nullptr && source != slot && n_source > n + 8) {
         trim(*slot, 0);
         llama_memory_seq_cp(memory_, source->seq, slot->seq, -1, -1);
@@ -68,9 +94,21 @@ Slot * Slots::admit(const std::vector<llama_token> & prompt, int64_t max_tokens)
     }
     trim(*slot, n);
     slot->tokens = prompt;
+    slot->loras = request.loras;
     slot->n_reserved = wanted;
     slot->admitted = ++clock_;
     return slot;
+}
+
+Slot * Slots::spare() {
+    Slot * oldest = nullptr;
+    for (auto & slot : slots_) {
+        if (slot.free() && (oldest == nullptr || age(slot) < age(*oldest))) oldest = &slot;
+    }
+    if (oldest == nullptr) return nullptr;
+    trim(*oldest, 0);
+    oldest->loras.clear();
+    return oldest;
 }
 
 void Slots::trim(Slot & slot, size_t n) {
@@ -94,6 +132,7 @@ void Slots::release(Slot & slot) {
     slot.i_output = -1;
     slot.released = ++clock_;
     if (slot.forget || !reuse_) trim(slot, 0);
+    if (slot.n_past == 0) slot.loras.clear();  // an adapter is not kept for nothing
     slot.forget = false;
 }
 
@@ -104,12 +143,20 @@ bool Slots::drop_oldest() {
     }
     if (oldest == nullptr) return false;
     trim(*oldest, 0);
+    oldest->loras.clear();
     return true;
 }
 
 void Slots::clear_cache() {
     while (drop_oldest()) {}
     for (auto & slot : slots_) slot.forget = !slot.free();
+}
+
+int64_t Slots::n_unused() const {
+    if (!shared_) return n_ctx_;
+    int64_t n = n_cells_;
+    for (const auto & slot : slots_) n -= std::max(slot.n_reserved, int64_t(slot.n_past));
+    return n;
 }
 
 int64_t Slots::n_cached() const {

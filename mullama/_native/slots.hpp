@@ -22,6 +22,8 @@ struct Slot {
     std::shared_ptr<Stream> stream;     // null: the slot is free
     std::unique_ptr<Sampler> sampler;
     std::unique_ptr<Text> text;
+    Loras loras;                        // under which the cells were computed
+    uint64_t served = 0;                // the last step that it was part of
     int64_t n_generated = 0;
     int64_t not_before_us = 0;          // stream_delay_ms
     int64_t n_reserved = 0;             // cells it may come to use
@@ -35,6 +37,7 @@ struct Slot {
     bool free() const { return stream == nullptr; }
     size_t n_left() const { return tokens.size() - n_past; }
     bool decoding() const { return n_generated > 0 && n_left() == 1; }
+    size_t n_shared(const Request & request, size_t most) const;  // tokens that both begin with, and that need no logits
 };
 
 class Slots {
@@ -46,11 +49,16 @@ class Slots {
     int64_t n_cells() const { return n_cells_; }  // of the pool
     int64_t n_ctx() const { return n_ctx_; }
     bool can_roll_back() const { return can_roll_back_; }
+    bool reuses() const { return reuse_; }
 
     // A free slot that has taken over the prompt, and of it what the memory already holds; at least one token is left to
     // compute. Null: no slot is free, or the pool cannot promise the cells.
-    Slot * admit(const std::vector<llama_token> & prompt, int64_t max_tokens);
+    Slot * admit(const Request & request);
+    // Whether a running slot is about to compute much that this request begins with: worth waiting for.
+    bool worth_waiting(const Request & request) const;
+    int32_t n_free() const;
     void release(Slot & slot);
+    Slot * spare();  // a free slot, emptied, without adapters: an empty one, else the one released longest ago; or null
 
     // Keep the first n computed tokens only; none where the memory cannot be cut there.
     void trim(Slot & slot, size_t n);
@@ -58,9 +66,10 @@ class Slots {
     bool drop_oldest();
     void clear_cache();
     int64_t n_cached() const;
+    int64_t n_unused() const;  // cells that hold nothing and are promised to no one, for one sequence
 
   private:
-    size_t reusable(const Slot & slot, const std::vector<llama_token> & prompt) const;
+    size_t reusable(const Slot & slot, const Request & request) const;
 
     const llama_memory_t memory_;
     const bool shared_, reuse_;

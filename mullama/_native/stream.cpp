@@ -1,6 +1,7 @@
 // The two sides of one generation; see stream.hpp for the invariants.
 #include "stream.hpp"
 
+#include <algorithm>
 #include <chrono>
 
 #include "engine.hpp"
@@ -16,7 +17,7 @@ Stream::Stream(std::shared_ptr<Engine> engine, Request request, size_t longest_p
     : engine_(std::move(engine)),
       request_(std::move(request)),
       deadline_us_(request_.timeout_us > 0 ? request_.called_us + request_.timeout_us : 0),
-      ring_(request_.buffer_size, uint32_t(Text::bound(longest_piece, request_.stops))) {
+      ring_(request_.buffer_size, uint32_t(Text::bound(longest_piece, request_.stops)), request_.n_top) {
     outcome_.called_us = request_.called_us;
 }
 
@@ -40,6 +41,11 @@ Outcome Stream::outcome() const {
     Outcome copy = outcome_;
     if (copy.finish == Finish::running && cancelled_.load()) copy.finish = Finish::cancelled;
     return copy;
+}
+
+std::vector<float> Stream::take_logits() {
+    std::lock_guard<std::mutex> lock(journal_mutex_);
+    return std::move(outcome_.logits);
 }
 
 double Stream::rate() const {
@@ -77,23 +83,36 @@ bool Stream::full() {
     return false;
 }
 
-bool Stream::append(int32_t token, float logprob, const std::string & text, bool is_final) {
+bool Stream::append(const Choice & choice, const std::string & text, Finish finish) {
     std::lock_guard<std::mutex> lock(journal_mutex_);
     if (cancelled_.load()) return false;
     Record * record = ring_.back();
     if (record == nullptr) return false;  // cannot be: the engine asked full() before it computed this token
-    record->token = token;
-    record->logprob = logprob;
-    record->is_final = is_final;
+    record->token = choice.token;
+    record->logprob = choice.logprob;
+    record->finish = int32_t(finish);
+    record->n_top = request_.n_top;
+    std::copy_n(choice.top.begin(), request_.n_top, record->top());
     record->n_bytes = uint32_t(text.size());
     std::memcpy(record->text(), text.data(), text.size());
-    outcome_.tokens.push_back(token);
+    outcome_.tokens.push_back(choice.token);
+    outcome_.logprobs.push_back(choice.logprob);
+    outcome_.top.insert(outcome_.top.end(), choice.top.begin(), choice.top.end());
     outcome_.text += text;
     outcome_.last_us = now_us();
     if (outcome_.first_us == 0) outcome_.first_us = outcome_.last_us;
     n_generated_.store(int64_t(outcome_.tokens.size()));
     ring_.push();
     return true;
+}
+
+void Stream::set_logits(size_t i, const float * row, size_t n) {
+    std::lock_guard<std::mutex> lock(journal_mutex_);
+    outcome_.logits.reserve(request_.n_logits * n);
+    outcome_.logits.resize(i * n);
+    outcome_.logits.insert(outcome_.logits.end(), row, row + n);
+    outcome_.last_us = now_us();
+    if (outcome_.first_us == 0) outcome_.first_us = outcome_.last_us;
 }
 
 void Stream::admitted(int64_t cached_tokens) {

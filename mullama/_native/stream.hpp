@@ -7,6 +7,7 @@
 //  * the ending has a place of its own (the outcome), so that no full ring can block it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "doorbell.hpp"
+#include "lora.hpp"
 #include "ring.hpp"
 #include "sampler.hpp"
 #include "text.hpp"
@@ -36,8 +38,15 @@ struct Request {
     int64_t timeout_us = 0;        // from then on; 0: none
     int64_t delay_us = 0;          // between two tokens
     uint32_t buffer_size = 32;     // records in the ring
+    uint32_t n_top = 0;            // candidates that each token is to come with
+    int64_t min_tokens = 0;        // no end token before
     std::vector<std::string> stops;
     Sampling sampling;
+    std::vector<int32_t> shown;    // special tokens whose names are text here, as those of a tool call
+    Loras loras;                   // the adapters that the model wears for this stream
+    uint32_t n_logits = 0;         // above 0: no tokens, only the logits after so many of the prompt's last tokens
+
+    size_t first_output() const { return prompt.size() - std::max(n_logits, 1u); }  // of the prompt, whose logits are read
 };
 
 // How it went; complete once the stream has ended, a snapshot before that.
@@ -47,7 +56,10 @@ struct Outcome {
     std::string message;           // of the fault
     int stop = -1;                 // index of the stop string that was found
     std::vector<int32_t> tokens;   // every token that was generated, the one that ended it included
+    std::vector<float> logprobs;   // of each
+    std::vector<Candidate> top;    // n_top for each
     std::string text;              // what they say, stop string excluded
+    std::vector<float> logits;     // n_logits rows of n_vocab
     int64_t cached_tokens = 0;     // of the prompt, not computed again
     int64_t called_us = 0, admitted_us = 0, first_us = 0, last_us = 0, ended_us = 0;  // 0: never came to it
 };
@@ -65,6 +77,7 @@ class Stream {
     bool paused() const { return paused_.load(); }
     bool cancel();                       // false: it had ended already
     Outcome outcome() const;             // a copy
+    std::vector<float> take_logits();    // out of the outcome: they are many
     int64_t generated() const { return n_generated_.load(); }
     double rate() const;                 // tokens per second from the first to the last so far; 0 before there are two
     // Ask for a ring of `bell` at the next record or at the end. Look at ready() again before waiting.
@@ -77,7 +90,8 @@ class Stream {
     Finish dead(int64_t now) const;      // cancelled or timeout where it is to end; else running
     bool full();                         // and if so, remember to be woken when there is room
     // Append one token; `text` is what it completed. False, and nothing done, if the stream was cancelled meanwhile.
-    bool append(int32_t token, float logprob, const std::string & text, bool is_final);
+    bool append(const Choice & choice, const std::string & text, Finish finish);
+    void set_logits(size_t i, const float * row, size_t n);  // the i-th row; what was beyond it is dropped
     void admitted(int64_t cached_tokens);
     // The end. `rest` is text that was held back and has no record to go with (none but the journal shows it).
     void end(Finish finish, Fault fault, const std::string & message, int stop, const std::string & rest);

@@ -23,6 +23,9 @@ class Text {
     // Take the end: what was held back is decided now. Returns as feed does.
     int finish(std::string & out);
 
+    // Whether anything is held back.
+    bool holds() const { return missing_ > 0 || !held_.empty(); }
+
     // The most text, in bytes, that one token of at most `piece` bytes can complete.
     static size_t bound(size_t piece, const std::vector<std::string> & stops);
 
