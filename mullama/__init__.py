@@ -1,30 +1,44 @@
 """The public names of mullama, and nothing else."""
 
-try:
-    from . import _core  # noqa: F401
-except ImportError as e:
-    if e.name != "mullama._core" and "_core" not in str(e):
-        raise
-    raise ImportError(
-        "mullama is not compiled here: its extension mullama._core is missing. "
-        "In a checkout run `make build`; elsewhere install it with `pip install .` or `pip install mullama`."
-    ) from e
+import importlib.util as _util
+import sys as _sys
 
-from ._async import AsyncContext, AsyncModel, StreamClosedError, TokenStream
-from ._model import Model, default_model
+if _util.find_spec("mullama._core") is None:
+    raise ImportError(
+        f"mullama is not compiled for Python {_sys.version_info[0]}.{_sys.version_info[1]}: "
+        "its extension mullama._core is missing.\n"
+        "Mend it in a checkout with:  make build   (or: python -m pip install -e .)\n"
+        "elsewhere with:              python -m pip install --force-reinstall mullama",
+        name="mullama._core",
+    )
+
+from ._async import AsyncContext, AsyncModel
+from ._async_streams import ChatStream, StreamClosedError, TokenStream
+from ._chat import ChatOptions
+from ._merge import merge
+from ._model import Lora, Model, default_model
 from ._records import (
+    ChatCompletion,
+    ChatDelta,
+    ChatMessage,
     Completion,
     ContextStatistics,
     StreamControl,
     StreamStatistics,
     Timings,
     TokenData,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
-from ._sync import Context, TokenIterator
+from ._sync import Context
+from ._sync_streams import ChatIterator, TokenIterator
+from ._vectors import cosine_similarity
 from ._version import __version__, llama_cpp_version
 from .config import ContextParams, SamplerParams, StreamConfig
 from .errors import (
+    ChatError,
     ClosedError,
     ContextError,
     ForkError,
@@ -37,15 +51,26 @@ from .errors import (
     ModelPermissionError,
     MullamaError,
     SamplingError,
+    StateError,
     StreamingError,
     TokenizationError,
 )
+from .llama import CompletionChunk, CompletionOptions, Llama, LlamaParams
 
 __all__ = [
     "AsyncContext",
     "AsyncModel",
+    "ChatCompletion",
+    "ChatDelta",
+    "ChatError",
+    "ChatIterator",
+    "ChatMessage",
+    "ChatOptions",
+    "ChatStream",
     "ClosedError",
     "Completion",
+    "CompletionChunk",
+    "CompletionOptions",
     "Context",
     "ContextError",
     "ContextParams",
@@ -54,6 +79,9 @@ __all__ = [
     "GenerationError",
     "InvalidParameter",
     "InvalidParameterType",
+    "Llama",
+    "LlamaParams",
+    "Lora",
     "Model",
     "ModelIsADirectoryError",
     "ModelLoadError",
@@ -62,6 +90,7 @@ __all__ = [
     "MullamaError",
     "SamplerParams",
     "SamplingError",
+    "StateError",
     "StreamClosedError",
     "StreamConfig",
     "StreamControl",
@@ -70,10 +99,15 @@ __all__ = [
     "Timings",
     "TokenData",
     "TokenIterator",
+    "TokenLogprob",
     "TokenStream",
     "TokenizationError",
+    "ToolCall",
+    "ToolCallDelta",
     "Usage",
     "__version__",
+    "cosine_similarity",
     "default_model",
     "llama_cpp_version",
+    "merge",
 ]

@@ -4,181 +4,43 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from anyio import (
-    BusyResourceError,
     CancelScope,
-    ClosedResourceError,
-    EndOfStream,
-    WouldBlock,
     from_thread,
     to_thread,
 )
-from anyio.abc import ObjectReceiveStream, ObjectSendStream
+from anyio.abc import ObjectSendStream
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from . import _checks
-from ._bell import wait_until_ready
-from ._generation import EndOfGeneration, Generation, GenerationFace
+from ._async_streams import ChatStream, TokenStream
+from ._chat import ChatGeneration, ChatOptions, Message
+from ._generation import Generation, many
 from ._model import Model, StrPath
-from ._records import Completion, ContextStatistics, TokenData
-from ._sync import Context
+from ._records import ChatCompletion, Completion, ContextStatistics, StreamControl, TokenData
+from ._sync import Context, goes_on
+from ._vectors import Array
 from .config import UNSET, ContextParams, SamplerParams, StreamConfig, Unset, stream_config
-from .errors import ClosedError, ContextError
+from .errors import ContextError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ["AsyncContext", "AsyncModel", "StreamClosedError", "TokenStream"]
+__all__ = ["AsyncContext", "AsyncModel"]
 
 T = TypeVar("T")
-
-
-class StreamClosedError(ClosedError, ClosedResourceError):
-    """The stream, or the context that it comes from, was closed."""
-
-
-class TokenStream(GenerationFace, ObjectReceiveStream[TokenData]):
-    """The tokens of one generation, as an anyio object stream with the contract of `MemoryObjectReceiveStream`.
-
-    Its buffer is the ring that the engine fills: `StreamConfig.buffer_size` tokens. When that is full, this generation
-    pauses and no other. One task reads at a time. A stream that nothing refers to any more cancels its generation, as when
-    a bare ``async for`` is left; the end of an ``async with`` block cancels it too, and waits until the slot is free.
-    """
-
-    def __init__(self, generation: Generation) -> None:
-        super().__init__(generation)
-        self._reading = False
-
-    async def receive(self) -> TokenData:
-        """The next token. Always a checkpoint.
-
-        Cancelled, it has taken no token: the next call gets it.
-
-        Raises:
-            EndOfStream: There are no more.
-            StreamingError: ``STREAM_TIMEOUT``: the time was up. Raised after all tokens that came before, as are
-                GenerationError and SamplingError.
-            ClosedResourceError: The stream or its context was closed.
-            BusyResourceError: Another task is receiving.
-        """
-        if self._reading:
-            raise BusyResourceError("receiving from")
-        self._reading = True
-        try:
-            await checkpoint()
-            while (token := self._take()) is None:
-                await wait_until_ready(self._generation.core)
-            return token
-        except EndOfGeneration:
-            raise EndOfStream from None
-        finally:
-            self._reading = False
-
-    def receive_nowait(self) -> TokenData:
-        """The next token, if one lies ready.
-
-        Raises:
-            WouldBlock: None does.
-            EndOfStream, StreamingError, …: As `receive`.
-        """
-        if self._reading:
-            raise BusyResourceError("receiving from")
-        try:
-            token = self._take()
-        except EndOfGeneration:
-            raise EndOfStream from None
-        if token is None:
-            raise WouldBlock
-        return token
-
-    async def next(self) -> TokenData | None:
-        """The next token; None at the end. Cancellation as `receive`."""
-        try:
-            return await self.receive()
-        except EndOfStream:
-            return None
-
-    def try_next(self) -> TokenData | None:
-        """The next token if one lies ready; None if not, and at the end (`is_finished` tells which)."""
-        try:
-            return self.receive_nowait()
-        except (WouldBlock, EndOfStream):
-            return None
-
-    async def collect(self) -> list[TokenData]:
-        """All tokens that are still to come."""
-        return [token async for token in self]
-
-    def map(self, function: Callable[[TokenData], T]) -> ObjectReceiveStream[T]:
-        """A stream of what the function makes of each token."""
-        return _Mapped(self, function)
-
-    def take(self, n: int) -> ObjectReceiveStream[TokenData]:
-        """A stream of the next n tokens; after these, this one is cancelled."""
-        return _Taken(self, n)
-
-    def close(self) -> None:
-        """Stop generating and throw away what was not read, without waiting for the slot to be free. Idempotent."""
-        self._close()
-        self._generation.discard()
-
-    async def aclose(self) -> None:
-        """Stop generating, throw away what was not read, and wait until the slot is free. Idempotent.
-
-        The wait is for one step of the engine at most, and shielded from cancellation.
-        """
-        self._close()
-        core = self._generation.core
-        with CancelScope(shield=True):
-            while not core.ended:
-                self._generation.discard()
-                await wait_until_ready(core)
-        self._generation.discard()
-        await checkpoint()
-
-    def _take(self) -> TokenData | None:
-        try:
-            return super()._take()
-        except ClosedError as e:
-            raise StreamClosedError(e.message, hint=e.hint) from None
-
-
-class _Mapped(ObjectReceiveStream[T]):
-    def __init__(self, source: TokenStream, function: Callable[[TokenData], T]) -> None:
-        self._source = source
-        self._function = function
-
-    async def receive(self) -> T:
-        return self._function(await self._source.receive())
-
-    async def aclose(self) -> None:
-        await self._source.aclose()
-
-
-class _Taken(ObjectReceiveStream[TokenData]):
-    def __init__(self, source: TokenStream, n: int) -> None:
-        self._source = source
-        self._left = n
-
-    async def receive(self) -> TokenData:
-        if self._left <= 0:
-            await checkpoint()
-            raise EndOfStream
-        token = await self._source.receive()
-        self._left -= 1
-        if self._left == 0:
-            self._source.cancel()
-        return token
-
-    async def aclose(self) -> None:
-        await self._source.aclose()
+U = TypeVar("U")
+Answer = bool | StreamControl | None
 
 
 class AsyncContext:
@@ -197,7 +59,7 @@ class AsyncContext:
         Cancelled, it finishes what it began and undoes it.
         """
         plain = model.model if isinstance(model, AsyncModel) else model
-        return cls(await _in_thread(lambda _: Context(plain, params, **changes), undo=Context.close))
+        return AsyncContext(await _in_thread(lambda _: Context(plain, params, **changes), undo=Context.close))
 
     @property
     def context(self) -> Context:
@@ -248,6 +110,49 @@ class AsyncContext:
         async with self.generate_stream(prompt, max_tokens, params, config=config) as stream:
             async for _ in stream:
                 pass
+        return stream.completion()
+
+    async def generate_many(
+        self,
+        prompt: str | Sequence[int],
+        n: int,
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+    ) -> list[Completion]:
+        """As `Context.generate_many`. Cancelled, all of them have stopped generating when it returns."""
+        async with AsyncExitStack() as stack:
+            streams = [
+                await stack.enter_async_context(TokenStream(generation))
+                for generation in many(self.context, prompt, n, stream_config(max_tokens, params, config))
+            ]
+            for stream in streams:
+                stack.callback(stream.cancel)  # all of them at once, before it waits for one by one
+            for stream in streams:
+                async for _ in stream:
+                    pass
+        return [stream.completion() for stream in streams]
+
+    async def generate_streaming(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        callback: Callable[[TokenData], Answer | Awaitable[Answer]] | None = None,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+    ) -> Completion:
+        """As `Context.generate_streaming`; the callback may be a coroutine function. Cancelled, it stops generating."""
+        if not callable(callback):
+            raise _checks.refuse_type("callback", callback, "a function of one token")
+        async with self.generate_stream(prompt, max_tokens, params, config=config) as stream:
+            async for token in stream:
+                answer = callback(token)
+                if isinstance(answer, Awaitable):
+                    answer = await answer
+                if not goes_on(answer):
+                    break
         return stream.completion()
 
     async def stream_into(
@@ -304,13 +209,76 @@ class AsyncContext:
 
         async with receive, send:
             stream = self.generate_stream(prompt, max_tokens, params, config=config)
-            with _unwrapped():
+            with unwrapped():
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(feed, stream)
                     yield receive
                     tasks.cancel_scope.cancel()
         if failures:
             raise failures[0]
+
+    def chat_stream(
+        self,
+        messages: Iterable[Message],
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> ChatStream:
+        """Start answering a chat. Does not wait; arguments and errors as `Context.chat_stream`."""
+        return ChatStream(ChatGeneration(self.context, messages, options, stream_config(max_tokens, params, config)))
+
+    async def chat(
+        self,
+        messages: Iterable[Message],
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion:
+        """Answer a chat, and return the whole answer. Cancelled, it has stopped generating when it returns."""
+        async with self.chat_stream(messages, max_tokens, params, config=config, **options) as stream:
+            async for _ in stream:
+                pass
+        return stream.chat_completion()
+
+    async def decode(self, tokens: Sequence[int], *, all_logits: bool = False) -> Array:
+        """As `Context.decode`; one task at a time. Cancelled, nothing was appended."""
+        context = self.context
+        text, generation = context._start_decoding(tokens, all_logits)
+        async with TokenStream(generation) as stream:
+            async for _ in stream:
+                pass
+        return context._finish_decoding(text, generation, all_logits)
+
+    def logits(self) -> Array:
+        """As `Context.logits`."""
+        return self.context.logits()
+
+    def reset(self) -> None:
+        """As `Context.reset`."""
+        self.context.reset()
+
+    async def embed(self, text: str, *, normalize: bool = True, pooling: str | None = None) -> Array:
+        """As `Context.embed`, in a worker thread. Cancelled, it returns when that has finished."""
+        row: Array = (await self.embed_batch([text], normalize=normalize, pooling=pooling))[0]
+        return row
+
+    async def embed_batch(self, texts: Sequence[str], *, normalize: bool = True, pooling: str | None = None) -> Array:
+        """As `Context.embed_batch`, in a worker thread. Cancelled, it returns when that has finished."""
+        context = self.context
+        return await to_thread.run_sync(lambda: context.embed_batch(texts, normalize=normalize, pooling=pooling))
+
+    async def save_state(self, path: StrPath) -> None:
+        """As `Context.save_state`, in a worker thread. Cancelled, it stops writing and leaves what was there before."""
+        context = self.context
+        await _in_thread(lambda stop: context.save_state(path, stop=stop), undo=lambda _: None)
+
+    async def load_state(self, path: StrPath) -> int:
+        """As `Context.load_state`, in a worker thread. Cancelled, it returns when that has finished."""
+        return await to_thread.run_sync(self.context.load_state, path)
 
     async def aclose(self) -> None:
         """Stop the engine and give its memory back. Streams that are open end with a `StreamClosedError`. Idempotent.
@@ -430,7 +398,7 @@ async def _in_thread(work: Callable[[threading.Event], T], *, undo: Callable[[T]
 
 
 @contextmanager
-def _unwrapped() -> Iterator[None]:
+def unwrapped() -> Iterator[None]:
     """Lets one exception out of a task group as itself: the group is no business of whoever calls."""
     try:
         yield

@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .errors import InvalidParameter, InvalidParameterType
@@ -171,6 +171,53 @@ def strings(max_count: int, max_bytes: int, *, nul: bool = True) -> Check:
         return tuple(str.__str__(item) for item in items)  # plain strings, also from subclasses
 
     return check
+
+
+def words(known: tuple[str, ...], *, none: str) -> Check:
+    """Some of a few known words, each once; `none` says what None means."""
+
+    def check(name: str, value: object) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        items: tuple[str, ...] = strings(len(known), 64)(name, value)
+        for item in items:
+            if item not in known:
+                raise refuse(name, item, f"made of {', '.join(known)}", f"None is {none}.")
+        if not items or len(set(items)) < len(items):
+            raise refuse(name, value, "at least one word, and none of them twice", f"None is {none}.")
+        return items
+
+    return check
+
+
+def text(max_bytes: int) -> Check:
+    """One string for llama.cpp's parsers, or None."""
+
+    def check(name: str, value: object) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise refuse_type(name, value, "a str or None")
+        return str(strings(1, max_bytes, nul=False)(name, [value])[0])
+
+    return check
+
+
+def loras(name: str, value: object) -> tuple[tuple[object, float], ...]:
+    """LoRA adapters, each by itself or with its scale."""
+    scale = number(-1e3, 1e3, hint="1.0 is as it was trained.")
+    one = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float))
+    if one or isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        value = (value,)
+    pairs = [item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0) for item in value]
+    for adapter, _ in pairs:
+        if not hasattr(type(adapter), "_is_lora"):
+            raise refuse_type(
+                name, adapter, "LoRA adapters, or pairs of one and its scale", "Load one with Model.load_lora()."
+            )
+    if len({id(adapter) for adapter, _ in pairs}) < len(pairs):
+        raise refuse(name, value, "adapters of which none comes twice", "Add their scales up.")
+    return tuple((adapter, scale(f"{name}'s scale", factor)) for adapter, factor in pairs)
 
 
 def token_biases(name: str, value: object) -> _Biases | None:

@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from ._sync import Context
 
 contexts: weakref.WeakSet[Context] = weakref.WeakSet()
-_exiting = False
+_exiting = threading.Event()
+
+# weakref has an exit function too, which disables all finalizers, and registers it with the first of them. This makes sure
+# that it is registered by now, and so comes after the one below: a context is closed through its finalizer.
+weakref.finalize(_exiting, bool).atexit = False
 
 
 @atexit.register
 def _close_all() -> None:
     """The engines must be gone before the process is: what llama.cpp keeps in globals is destroyed under them."""
-    global _exiting
-    _exiting = True
+    _exiting.set()
     for context in list(contexts):
         context.close()
 
@@ -28,5 +31,5 @@ def park() -> None:
 
     Python is about to freeze it anyway; the error would only print a traceback at the end of a program that is in order.
     """
-    if _exiting and threading.current_thread().daemon:
+    if _exiting.is_set() and threading.current_thread().daemon:
         threading.Event().wait()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from . import _checks, _core, _exit, _log
-from ._model import checked_tokens
-from ._records import Completion, FinishReason, StreamStatistics, Timings, TokenData, Usage
-from .config import StreamConfig
+from ._model import Model, checked_tokens
+from ._records import Completion, FinishReason, StreamStatistics, Timings, TokenData, TokenLogprob, Usage
+from ._schema import mended_grammar, plain_schema
+from .config import SamplerParams, StreamConfig
 from .errors import ClosedError, ContextError, GenerationError, MullamaError, SamplingError, StreamingError
 
 if TYPE_CHECKING:
@@ -21,12 +23,17 @@ if TYPE_CHECKING:
 
     from ._sync import Context
 
-__all__ = ["Generation", "GenerationFace", "Prompt"]
+__all__ = ["EndOfGeneration", "Generation", "GenerationFace", "Source"]
 
-Prompt = "str | Sequence[int]"
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _FINISH: dict[int, FinishReason] = {1: "stop", 2: "length", 3: "cancelled", 4: "timeout", 5: "error"}
 _FAULT: dict[int, type[MullamaError]] = {1: GenerationError, 2: SamplingError, 3: ClosedError}
+
+
+# What C++ exceptions of any kind become.
+_REFUSALS = (RuntimeError, ValueError, LookupError, ArithmeticError, MemoryError)
 
 
 class EndOfGeneration(Exception):
@@ -34,26 +41,58 @@ class EndOfGeneration(Exception):
 
 
 class Generation:
-    """A request in the engine, and its tokens as they come. Holds its context alive; dropped, it cancels the request."""
+    """A request in the engine, and its tokens as they come. Holds its context alive; dropped, it cancels the request.
 
-    def __init__(self, context: Context, prompt: str | Sequence[int], config: StreamConfig) -> None:
+    With `n_logits` it has no tokens, only the logits after so many of the prompt's last ones (`_core.Stream.take_logits`).
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        prompt: str | Sequence[int],
+        config: StreamConfig,
+        *,
+        chat: _core.Chat | None = None,
+        n_logits: int = 0,
+    ) -> None:
         called_us = _core.clock_us()
         engine = context._engine()
+        if not engine.generates:
+            raise ContextError(
+                f"the model cannot generate: {context.model.architecture} is no architecture that writes from left to right",
+                hint="It can embed() texts.",
+            )
         self.config = config
+        self._stops = tuple(dict.fromkeys((*config.stop_sequences, *(chat.stops if chat is not None else ()))))
         self._context = context
         tokens = _prompt_tokens(context, prompt)
         self._n_prompt = len(tokens)
-        self.core = engine.submit(
-            tokens,
-            max_tokens=-1 if config.max_tokens is None else config.max_tokens,
-            called_us=called_us,
-            timeout_us=1000 * config.timeout_ms,
-            delay_us=1000 * config.stream_delay_ms,
-            buffer_size=config.buffer_size,
-            stops=[stop.encode() for stop in config.stop_sequences],
-            sampling=_sampling(context, config),
-        )
+        self._n_top = min(config.top_logprobs, context.model.n_vocab)
+        try:
+            self.core = engine.submit(
+                tokens,
+                max_tokens=-1 if config.max_tokens is None else config.max_tokens,
+                called_us=called_us,
+                timeout_us=1000 * config.timeout_ms,
+                delay_us=1000 * config.stream_delay_ms,
+                buffer_size=config.buffer_size,
+                n_top=self._n_top,
+                min_tokens=config.min_tokens,
+                stops=[stop.encode() for stop in self._stops],
+                sampling=_sampling(context.model, config, chat),
+                chat=chat,
+                loras=_loras(context.model, config),
+                n_logits=n_logits,
+            )
+        except ClosedError:  # in another thread, just now
+            _exit.park()
+            raise
         self._completion: Completion | None = None
+        self._finish = 0
+
+    @property
+    def generation(self) -> Generation:
+        return self
 
     def take(self) -> TokenData | None:
         """The next token; None where none lies ready.
@@ -69,18 +108,29 @@ class Generation:
             taken = self.core.pop()  # what came between the two looks
             if taken is None:
                 raise self._ending()
-        return TokenData(*taken)
+        text, token_id, self._finish, logprob, top = taken
+        return TokenData(text, token_id, self._finish != 0, logprob, self._named(top) if top else ())
+
+    def _named(self, candidates: tuple[tuple[int, float], ...]) -> tuple[TokenLogprob, ...]:
+        token_bytes = self._context.model.token_bytes
+        return tuple(TokenLogprob(token, token_bytes(token), logprob) for token, logprob in candidates)
 
     def discard(self) -> None:
         """Throw away what lies ready."""
         while self.core.pop() is not None:
             pass
 
+    def reason(self) -> FinishReason | None:
+        """Why it ends, for who holds its last token; None before that."""
+        return _FINISH.get(self._finish)
+
     def completion(self) -> Completion:
         if self._completion is not None:
             return self._completion
         ended = self.core.ended
-        finish, _, _, stop, tokens, text, cached, called, admitted, first, last, end = self.core.outcome()
+        (finish, _, _, stop, tokens, logprobs, top, text, cached, called, admitted, first, last, end) = (
+            self.core.outcome()
+        )
         if finish not in _FINISH:
             raise StreamingError(
                 "the stream is still generating, so its completion is not there yet",
@@ -95,8 +145,10 @@ class Generation:
             decode_ms=(last - first) / 1000,
             tokens_per_second=1e6 * (len(tokens) - 1) / (last - first) if last > first else 0.0,
         )
-        sequence = self.config.stop_sequences[stop] if stop >= 0 else None
-        completion = Completion(text, tokens, _FINISH[finish], sequence, usage, timings)
+        sequence = self._stops[stop] if stop >= 0 else None
+        named, n = self._named(top), self._n_top
+        tops = tuple(named[i : i + n] for i in range(0, len(named), n)) if named else ()
+        completion = Completion(text, tokens, _FINISH[finish], sequence, usage, timings, logprobs, tops)
         if ended:
             self._completion = completion
             _log.fetch()
@@ -117,11 +169,43 @@ class Generation:
         return EndOfGeneration()
 
 
-class GenerationFace:
-    """What every stream of tokens offers besides its tokens."""
+def many(context: Context, prompt: str | Sequence[int], n: int, config: StreamConfig) -> list[Generation]:
+    """n generations of one prompt, each with a seed of its own and a buffer for all of its tokens where that is bounded."""
+    count = _checks.integer(1, 65536)("n", n)
+    params = config.sampler()
+    first = secrets.randbelow(2**32 - 1) if params.seed is None else params.seed
+    size = min(65536, config.max_tokens or context.n_ctx)
+    plain = {"temperature": 0.8, "top_k": 40, "top_p": 0.95} if config.params is None else {}
+    return [
+        Generation(
+            context,
+            prompt,
+            config.replace(
+                buffer_size=max(config.buffer_size, size),
+                params=params.replace(seed=(first + k) % (2**32 - 1)),
+                **plain,
+            ),
+        )
+        for k in range(count)
+    ]
 
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
+
+class Source(Protocol[T_co]):
+    """Where a stream takes its items from: a generation itself, or what is made of its tokens."""
+
+    @property
+    def generation(self) -> Generation: ...
+
+    def take(self) -> T_co | None:
+        """As `Generation.take`."""
+
+
+class GenerationFace(Generic[T]):
+    """What every stream of a generation offers besides its items."""
+
+    def __init__(self, source: Source[T]) -> None:
+        self._source = source
+        self._generation = source.generation
         self._closed = False
 
     def config(self) -> StreamConfig:
@@ -170,12 +254,12 @@ class GenerationFace:
         """
         return self._generation.completion()
 
-    def _take(self) -> TokenData | None:
+    def _take(self) -> T | None:
         if self._closed:
             raise ClosedError(
                 "the stream was closed", hint="Start another; what this one generated is in completion()."
             )
-        return self._generation.take()
+        return self._source.take()
 
     def _close(self) -> None:
         self._closed = True
@@ -210,15 +294,54 @@ def _too_long(n_tokens: str, context: Context) -> ContextError:
     )
 
 
-def _sampling(context: Context, config: StreamConfig) -> dict[str, object]:
+def _sampling(model: Model, config: StreamConfig, chat: _core.Chat | None) -> dict[str, object]:
     params = config.sampler()
     values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     if params.seed is None:
         values["seed"] = secrets.randbelow(2**32 - 1)
-    n_vocab = context.model.n_vocab
     biases = params.logit_bias or {}
     for token in biases:
-        if token >= n_vocab:
-            raise _checks.refuse("logit_bias", token, f"a mapping of token ids below {n_vocab}, the model's vocabulary")
+        if token >= model.n_vocab:
+            expected = f"a mapping of token ids below {model.n_vocab}, the size of the model's vocabulary"
+            raise _checks.refuse("logit_bias", token, expected)
     values["logit_bias"] = list(biases.items())
+    values["samplers"] = params.samplers or ()
+    values["grammar"] = "" if chat is not None else checked_grammar(model, params)  # a chat's template brings its own
     return values
+
+
+def checked_grammar(model: Model, params: SamplerParams) -> str:
+    """The GBNF grammar that the parameters ask for; empty where there is none."""
+    if params.json_schema is not None:
+        name, given = "json_schema", params.json_schema
+        grammar = _grammar_of_schema(given)
+    elif params.grammar is not None:
+        name, given = "grammar", params.grammar
+        grammar = given
+    else:
+        return ""
+    try:
+        model._core.check_grammar(grammar.encode())
+    except _REFUSALS as e:
+        raise _checks.refuse(name, given, f"a grammar that llama.cpp can follow ({e})") from None
+    finally:
+        _log.fetch()
+    return grammar
+
+
+@lru_cache(maxsize=32)
+def _grammar_of_schema(schema: str) -> str:
+    try:
+        return mended_grammar(_core.grammar_of_schema(plain_schema(schema).encode()))
+    except _REFUSALS as e:
+        why = str(e).removeprefix("JSON schema conversion failed:").strip()
+        raise _checks.refuse("json_schema", schema, f"a JSON schema that llama.cpp can follow ({why})") from None
+
+
+def _loras(model: Model, config: StreamConfig) -> list[tuple[_core.Lora, float]]:
+    for adapter, _ in config.lora:
+        if adapter.model is not model:
+            raise _checks.refuse(
+                "lora", adapter, "adapters that were loaded for this model", "Use Model.load_lora() of it."
+            )
+    return [(adapter._core, scale) for adapter, scale in config.lora]

@@ -16,7 +16,10 @@ logging.getLogger("mullama").addHandler(logging.NullHandler())  # silent unless 
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
 
-def fetch() -> None:
-    """Hand on what llama.cpp has logged since the last call."""
+def fetch() -> str:
+    """Hand on what llama.cpp has logged since the last call; returns the last error among it, or nothing."""
+    error = ""
     for level, text in _core.take_log_lines():
         logger.log(_LEVELS.get(level, logging.INFO), "%s", text)
+        error = text if level == 4 else error
+    return error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from . import _checks, _core, _log
-from .errors import ModelLoadError, TokenizationError, model_load_error
+from .errors import ChatError, ModelLoadError, TokenizationError, model_load_error
 
-__all__ = ["Model", "default_model"]
+__all__ = ["Lora", "Model", "default_model"]
 
 StrPath = str | os.PathLike[str]
+
+_MAX_TEMPLATES = 16  # parsed ones that a model keeps
 
 
 def default_model() -> Path:
@@ -41,9 +45,11 @@ class Model:
     It is freed when nothing refers to it any more, contexts included.
     """
 
-    def __init__(self, core: _core.Model, path: Path) -> None:
+    def __init__(self, core: _core.Model, path: Path, weights: str = "") -> None:
         self._core = core
         self.path = path
+        self._weights = weights  # a fingerprint
+        self._templates: dict[str, _core.Templates] = {}
 
     @classmethod
     def load(
@@ -78,19 +84,7 @@ class Model:
             _checks.flag(name, value)
         if on_progress is not None and not callable(on_progress):
             raise _checks.refuse_type("on_progress", on_progress, "a function of one float")
-        try:
-            kind = file.stat().st_mode
-            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-                raise model_load_error(file, "it is no regular file")  # to open a pipe would wait for its other end
-            with file.open("rb") as stream:
-                magic = stream.read(4)
-        except ModelLoadError:
-            raise
-        except OSError as e:
-            raise model_load_error(file, e) from e
-        if magic != b"GGUF":
-            what = "the file is empty" if not magic else f"it does not begin with GGUF but with {magic!r}"
-            raise model_load_error(file, what)
+        check_magic(file)
         stopped = False
 
         def report(fraction: float) -> bool:
@@ -113,7 +107,7 @@ class Model:
             raise model_load_error(file, str(e) or None) from None
         finally:
             _log.fetch()
-        return cls(core, file)
+        return cls(core, file, "" if vocab_only else _fingerprint(file))
 
     def __repr__(self) -> str:
         return f"<mullama.Model {self.name!r} of {os.fspath(self.path)!r}>"
@@ -179,6 +173,70 @@ class Model:
     def token_is_eog(self, token: int) -> bool:
         """Whether the token ends a generation: end of text, of a turn, or the like."""
         return self._core.is_eog(checked_tokens("token", [token], self.n_vocab)[0])
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for by itself, special tokens by their names; they need not be whole characters."""
+        return self._core.detokenize(checked_tokens("token", [token], self.n_vocab), True)
+
+    def infill_prompt(self, prefix: str, suffix: str) -> list[int]:
+        """The prompt that has the model write what belongs between two texts, for a model that was trained to.
+
+        Raises:
+            TokenizationError: The vocabulary has no marks for that, or a text cannot be encoded.
+        """
+        before, after, middle = self._core.infill_tokens
+        if min(before, after, middle) < 0:
+            raise TokenizationError(
+                "the model's vocabulary has no marks for prefix, suffix and middle",
+                hint="Use a model that was trained to fill in, or leave the suffix out.",
+            )
+        head = [token for token in self._core.tokenize(b"a", True, False)[:1] if token == self.token_bos]
+        texts = [self.tokenize(text, add_special=False) for text in (prefix, suffix)]
+        return [*head, before, *texts[0], after, *texts[1], middle]
+
+    # ------------------------------------------------------------------------------------------ adapters
+
+    def load_lora(self, path: StrPath) -> Lora:
+        """Load a LoRA adapter from a GGUF file. Blocks. Streams wear it with `StreamConfig(lora=…)`.
+
+        Raises:
+            ModelLoadError: The file cannot be read, or does not fit this model.
+        """
+        if path is None:
+            raise _checks.refuse_type("path", path, "a str or os.PathLike")
+        file = checked_path(path)
+        check_magic(file)
+        try:
+            return Lora(self, _core.Lora(self._core, os.fsencode(file)), file)
+        except RuntimeError as e:
+            raise model_load_error(
+                file, str(e) or None, hint="Check that the adapter was made for this model."
+            ) from None
+        finally:
+            _log.fetch()
+
+    # ------------------------------------------------------------------------------------------ chat
+
+    def chat_templates(self, template: object = None) -> _core.Templates:
+        """The model's own chat template, or another: its text, or a path. For `Context.chat` and its kin."""
+        if template is None:
+            text = ""
+        elif isinstance(template, (str, os.PathLike)):
+            text = _template_text(template)
+        else:
+            raise _checks.refuse_type("template", template, "a Jinja template as text, a path, or None")
+        if text not in self._templates:
+            try:
+                made = _core.Templates(self._core, text.encode())
+            except (RuntimeError, UnicodeEncodeError) as e:
+                raise ChatError(
+                    f"the chat template cannot be used: {e}", hint="Pass another one as template=."
+                ) from None
+            while len(self._templates) >= _MAX_TEMPLATES:
+                self._templates.pop(next(iter(self._templates)), None)  # the oldest
+            self._templates[text] = made
+            return made
+        return self._templates[text]
 
     # ------------------------------------------------------------------------------------------ facts
 
@@ -250,6 +308,67 @@ class Model:
     def token_eos(self) -> int:
         """Id of the token that ends a text; -1 where there is none."""
         return self._core.token_eos
+
+
+def _template_text(template: str | os.PathLike[Any]) -> str:
+    text = template
+    if not isinstance(text, str):
+        try:
+            text = Path(os.fsdecode(text)).read_text("utf-8")
+        except UnicodeDecodeError as e:
+            raise ChatError(
+                f"the chat template {os.fspath(template)!r} is no UTF-8: {e}", hint="Pass another one as template=."
+            ) from None
+    if "{{" not in text and "{%" not in text and text != "chatml":
+        hint = "A str is the template itself; pass a pathlib.Path for a file."
+        raise _checks.refuse("template", template, "a Jinja template, with {{ … }} or {% … %} in it", hint)
+    return text
+
+
+class Lora:
+    """A LoRA adapter of a model, loaded with `Model.load_lora`."""
+
+    _is_lora = True
+
+    def __init__(self, model: Model, core: _core.Lora, path: Path) -> None:
+        self.model = model
+        self.path = path
+        self._core = core
+
+    def __repr__(self) -> str:
+        return f"<mullama.Lora {os.fspath(self.path)!r}>"
+
+
+def check_magic(file: Path) -> None:
+    """Raises what fits where the file cannot be read, or is no GGUF file at first sight."""
+    try:
+        kind = file.stat().st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise model_load_error(file, "it is no regular file")  # to open a pipe would wait for its other end
+        with file.open("rb") as stream:
+            magic = stream.read(4)
+    except ModelLoadError:
+        raise
+    except OSError as e:
+        raise model_load_error(file, e) from e
+    if magic != b"GGUF":
+        what = "the file is empty" if not magic else f"it does not begin with GGUF but with {magic!r}"
+        raise model_load_error(file, what)
+
+
+def _fingerprint(file: Path, n_samples: int = 256, size: int = 4096) -> str:
+    """Tells models apart that say the same of themselves: samples from all over the file, and from its other parts."""
+    first = "-00001-of-"
+    parts = sorted(file.parent.glob(f"{glob.escape(file.name.split(first)[0])}-*")) if first in file.name else [file]
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as stream:
+            n = part.stat().st_size
+            digest.update(n.to_bytes(8, "little"))
+            for i in range(n_samples):
+                stream.seek(i * max(0, n - size) // (n_samples - 1))
+                digest.update(stream.read(size))
+    return digest.hexdigest()
 
 
 def checked_tokens(name: str, tokens: Iterable[Any], n_vocab: int) -> list[int]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 __all__ = [
+    "ChatCompletion",
+    "ChatDelta",
+    "ChatMessage",
     "Completion",
     "ContextStatistics",
     "FinishReason",
@@ -14,10 +17,26 @@ __all__ = [
     "StreamStatistics",
     "Timings",
     "TokenData",
+    "TokenLogprob",
+    "ToolCall",
+    "ToolCallDelta",
     "Usage",
 ]
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+
+
+class TokenLogprob(NamedTuple):
+    """A token that could have been chosen: its id, its own bytes, and the natural logarithm of its probability."""
+
+    token_id: int
+    bytes: bytes
+    logprob: float
+
+    @property
+    def text(self) -> str:
+        """Its bytes as text; those that are no whole character become U+FFFD."""
+        return self.bytes.decode(errors="replace")
 
 
 class TokenData(str):
@@ -31,19 +50,29 @@ class TokenData(str):
         token_id: The token's number in the vocabulary.
         is_final: Whether this is the last token of its stream.
         logprob: Natural logarithm of the token's probability in the model's own distribution, before any sampler.
+        top_logprobs: The likeliest tokens at its place, as many as `StreamConfig.top_logprobs` asks for.
     """
 
-    __slots__ = ("is_final", "logprob", "token_id")
+    __slots__ = ("is_final", "logprob", "token_id", "top_logprobs")
 
     token_id: int
     is_final: bool
     logprob: float
+    top_logprobs: tuple[TokenLogprob, ...]
 
-    def __new__(cls, text: str, token_id: int, is_final: bool = False, logprob: float = 0.0) -> TokenData:
+    def __new__(
+        cls,
+        text: str,
+        token_id: int,
+        is_final: bool = False,
+        logprob: float = 0.0,
+        top_logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> TokenData:
         self = str.__new__(cls, text)
         self.token_id = token_id
         self.is_final = is_final
         self.logprob = logprob
+        self.top_logprobs = top_logprobs
         return self
 
     @property
@@ -55,8 +84,8 @@ class TokenData(str):
             f"TokenData({str(self)!r}, token_id={self.token_id}, is_final={self.is_final}, logprob={self.logprob:.4f})"
         )
 
-    def __reduce__(self) -> tuple[type[TokenData], tuple[str, int, bool, float]]:
-        return type(self), (str(self), self.token_id, self.is_final, self.logprob)
+    def __reduce__(self) -> tuple[type[TokenData], tuple[object, ...]]:
+        return type(self), (str(self), self.token_id, self.is_final, self.logprob, self.top_logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +130,8 @@ class Completion:
         stop_sequence: The stop string that ended it, if one did.
         usage: Numbers of tokens.
         timings: Where the time went.
+        logprobs: The log-probability of each token, as `TokenData.logprob`.
+        top_logprobs: For each token, as `TokenData.top_logprobs`; empty where none were asked for.
     """
 
     text: str
@@ -109,6 +140,8 @@ class Completion:
     stop_sequence: str | None
     usage: Usage
     timings: Timings
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -158,6 +191,89 @@ class ContextStatistics:
     steps: int
     tokens_in: int
     tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that the model wants called: its name, and its arguments as JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """What is new of a tool call. The first of a call has its id and name, the others only a fragment of its arguments."""
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """What one token adds to the message; often nothing.
+
+    Attributes:
+        content: Text for the user.
+        reasoning_content: Text that the model thinks to itself.
+        tool_calls: What is new of tool calls.
+        token: The token itself.
+    """
+
+    content: str
+    reasoning_content: str
+    tool_calls: tuple[ToolCallDelta, ...]
+    token: TokenData
+
+    def __str__(self) -> str:
+        return self.content
+
+    def __bool__(self) -> bool:
+        """Whether it adds anything."""
+        return bool(self.content or self.reasoning_content or self.tool_calls)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """A message of the assistant; `to_dict` gives it in the form in which the next request takes it."""
+
+    content: str
+    reasoning_content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    role: Literal["assistant"] = "assistant"
+
+    def to_dict(self) -> dict[str, object]:
+        """The message as a `dict` in the form of OpenAI's API."""
+        message: dict[str, object] = {"role": self.role, "content": self.content}
+        if self.reasoning_content:
+            message["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCompletion:
+    """An answer as a whole.
+
+    Attributes:
+        message: What the assistant says.
+        finish_reason: ``"tool_calls"`` where the message asks for tools and is whole; else as `Completion.finish_reason`.
+        completion: The generation behind it: raw text, tokens, usage, timings.
+    """
+
+    message: ChatMessage
+    finish_reason: FinishReason | Literal["tool_calls"]
+    completion: Completion
+
+    def __str__(self) -> str:
+        return self.message.content
 
 
 class StreamControl(enum.Enum):

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from . import _checks, _core, _exit, _log
-from ._generation import EndOfGeneration, Generation, GenerationFace
-from ._model import Model
-from ._records import Completion, ContextStatistics, StreamControl, TokenData
+from ._chat import ChatGeneration, ChatOptions, Message
+from ._generation import Generation, many
+from ._model import Model, StrPath, checked_tokens
+from ._records import ChatCompletion, Completion, ContextStatistics, StreamControl, TokenData
+from ._state import checked_state_path, read_state, write_state
+from ._sync_streams import ChatIterator, TokenIterator
+from ._vectors import Array, Vectors, checked_pooling
 from .config import UNSET, ContextParams, SamplerParams, StreamConfig, Unset, stream_config
-from .errors import ClosedError, ContextError, StreamingError
+from .errors import ClosedError, ContextError, StateError
 
-__all__ = ["Context", "TokenIterator"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Context"]
+
+T = TypeVar("T")
 
 _DEFAULT_N_CTX = 4096  # of a model that was trained with more: memory grows with it
 
@@ -53,6 +65,10 @@ class Context:
         self.params = params
         thread = threading.Thread(target=self._core.run, name="mullama-engine", daemon=True)
         thread.start()
+        self._decoded: list[int] = []
+        self._logits: Array | None = None
+        self._vectors: dict[str | None, Vectors] = {}
+        self._vectors_lock = threading.Lock()
         self._shutdown = weakref.finalize(self, _shut_down, self._core, thread)
         self._shutdown.atexit = False  # _exit.py does that
         _exit.contexts.add(self)
@@ -60,6 +76,7 @@ class Context:
     def close(self) -> None:
         """Stop the engine and give its memory back. Streams that are open end with a `ClosedError`. Again does nothing."""
         self._shutdown()
+        self._vectors.clear()
 
     def __enter__(self) -> Context:
         return self
@@ -126,6 +143,31 @@ class Context:
                 pass
         return stream.completion()
 
+    def generate_many(
+        self,
+        prompt: str | Sequence[int],
+        n: int,
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+    ) -> list[Completion]:
+        """n completions of one prompt, at once as far as there are slots; the prompt is computed once for all of them.
+
+        With a seed, the k-th has the seed plus k. Other arguments and errors as `generate`.
+        """
+        with ExitStack() as stack:
+            streams = [
+                stack.enter_context(TokenIterator(generation))
+                for generation in many(self, prompt, n, stream_config(max_tokens, params, config))
+            ]
+            for stream in streams:
+                stack.callback(stream.cancel)  # all of them at once, before it waits for one by one
+            for stream in streams:
+                for _ in stream:
+                    pass
+        return [stream.completion() for stream in streams]
+
     def generate_streaming(
         self,
         prompt: str | Sequence[int],
@@ -147,12 +189,148 @@ class Context:
             raise _checks.refuse_type("callback", callback, "a function of one token")
         with self.generate_stream(prompt, max_tokens, params, config=config) as stream:
             for token in stream:
-                answer = callback(token)
-                if answer is False or answer is StreamControl.STOP:
+                if not goes_on(callback(token)):
                     break
-                if answer is not None and answer is not True and answer is not StreamControl.CONTINUE:
-                    raise _checks.refuse_type("callback's answer", answer, "a bool, a StreamControl or None")
         return stream.completion()
+
+    # ------------------------------------------------------------------------------------------ chat
+
+    def chat_stream(
+        self,
+        messages: Iterable[Message],
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> ChatIterator:
+        """Start answering a chat, and iterate over what each token adds to the message.
+
+        Args:
+            messages: ``{"role": "system" | "user" | "assistant" | "tool", "content": …}`` each, as in OpenAI's API.
+            max_tokens: As in `generate_stream`, and so are `params` and `config`.
+            **options: See `ChatOptions`: tools, tool_choice, parallel_tool_calls, thinking, template, template_arguments.
+
+        Raises:
+            ChatError: The template cannot render the messages; later: the answer cannot be parsed.
+            InvalidParameter: A message, tool or option is malformed.
+        """
+        return ChatIterator(ChatGeneration(self, messages, options, stream_config(max_tokens, params, config)))
+
+    def chat(
+        self,
+        messages: Iterable[Message],
+        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        params: SamplerParams | None = None,
+        *,
+        config: StreamConfig | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion:
+        """Answer a chat, and return the whole answer. Arguments and errors as `chat_stream`."""
+        with self.chat_stream(messages, max_tokens, params, config=config, **options) as stream:
+            for _ in stream:
+                pass
+        return stream.chat_completion()
+
+    # ------------------------------------------------------------------------------------------ numbers
+
+    def decode(self, tokens: Sequence[int], *, all_logits: bool = False) -> Array:
+        """Append tokens to the text that `decode` was given so far, and compute the model's logits: to sample by oneself.
+
+        What was computed before is not computed again while its cells are cached. One thread at a time.
+
+        Returns:
+            float32 of shape (n_vocab,), after the last token; with `all_logits` (len(tokens), n_vocab), after each.
+
+        Raises:
+            ContextError: The text is longer than the context (code ``PROMPT_TOO_LONG``).
+        """
+        text, generation = self._start_decoding(tokens, all_logits)
+        with TokenIterator(generation) as stream:
+            for _ in stream:
+                pass
+        return self._finish_decoding(text, generation, all_logits)
+
+    def logits(self) -> Array:
+        """The logits after the last token that `decode` was given: float32 of shape (n_vocab,).
+
+        Raises:
+            ContextError: It was given none.
+        """
+        if self._logits is None:
+            raise ContextError("there are no logits yet", hint="Call decode() with some tokens first.")
+        return self._logits.copy()
+
+    def reset(self) -> None:
+        """Begin a new text for `decode`."""
+        self._decoded, self._logits = [], None
+
+    def _start_decoding(self, tokens: Sequence[int], all_logits: bool) -> tuple[list[int], Generation]:
+        self._engine()
+        added = checked_tokens("tokens", tokens, self.model.n_vocab)
+        if not added:
+            raise _checks.refuse("tokens", tokens, "at least one token id")
+        n_logits = len(added) if _checks.flag("all_logits", all_logits) else 1
+        text = [*self._decoded, *added]
+        return text, Generation(self, text, StreamConfig(timeout_ms=0, max_tokens=1), n_logits=n_logits)
+
+    def _finish_decoding(self, text: list[int], generation: Generation, all_logits: bool) -> Array:
+        rows: Array = np.frombuffer(generation.core.take_logits(), np.float32).reshape(-1, self.model.n_vocab)
+        self._decoded, self._logits = text, rows[-1].copy()
+        last: Array = rows[-1]
+        return rows if all_logits else last
+
+    def embed(self, text: str, *, normalize: bool = True, pooling: str | None = None) -> Array:
+        """The embedding of a text: float32 of shape (n_embd,). See `embed_batch`."""
+        row: Array = self.embed_batch([text], normalize=normalize, pooling=pooling)[0]
+        return row
+
+    def embed_batch(self, texts: Sequence[str], *, normalize: bool = True, pooling: str | None = None) -> Array:
+        """The embeddings of texts: float32 of shape (len(texts), n_embd). Blocks; generation goes on meanwhile.
+
+        Args:
+            texts: Not empty, each of at most `n_ctx` tokens.
+            normalize: Make each of length 1.
+            pooling: ``"mean"``, ``"cls"`` or ``"last"``; None is what the model was made for, or else the mean.
+
+        Raises:
+            InvalidParameter, TokenizationError, ContextError: A text is empty, cannot be encoded, or is too long.
+        """
+        self._engine()
+        pooling = checked_pooling(pooling)
+        with self._vectors_lock:
+            if pooling not in self._vectors:
+                self._vectors[pooling] = Vectors(self.model, self.n_ctx, pooling, self.params.n_threads or 0)
+            vectors = self._vectors[pooling]
+        return vectors.embed(texts, normalize=normalize)
+
+    # ------------------------------------------------------------------------------------------ sessions
+
+    def save_state(self, path: StrPath, *, stop: threading.Event | None = None) -> None:
+        """Write the cached prefixes of finished sequences to a file, whole or not at all. Those under adapters are left out.
+
+        Raises:
+            OSError: It cannot be written, or `stop` was set meanwhile; what was there before is left as it was.
+        """
+        checked_state_path(path)
+        write_state(path, self, self._engine().save_state(), stop)
+
+    def load_state(self, path: StrPath) -> int:
+        """Take over the cached prefixes of a file that `save_state` wrote. Returns the number of tokens in them.
+
+        Prompts that begin like them are then computed from there on (`Usage.cached_tokens`). What is longer than `n_ctx`, or
+        finds no free slot and no room, is left out.
+
+        Raises:
+            StateError: It is cut off, damaged, none of ours, or of another model, another build of llama.cpp, or a context
+                with another `n_seq_max` or cells that are shared in another way.
+            OSError: It cannot be read.
+        """
+        engine = self._engine()
+        try:
+            return engine.load_state(read_state(path, self))
+        except RuntimeError as e:
+            raise StateError(f"the state does not fit this context: {e}", hint="Compute the prompt again.") from None
 
     def _engine(self) -> _core.Engine:
         if not self._shutdown.alive:
@@ -161,67 +339,15 @@ class Context:
         return self._core
 
 
-class TokenIterator(GenerationFace, Iterator[TokenData]):
-    """The tokens of one generation, for a ``for`` loop. One thread reads at a time.
-
-    As a context manager it waits at the end of the block until its slot is free.
-    """
-
-    def __init__(self, generation: Generation) -> None:
-        super().__init__(generation)
-        self._bell: _core.Doorbell | None = None
-        self._reading = threading.Lock()
-
-    def __next__(self) -> TokenData:
-        if not self._reading.acquire(blocking=False):
-            raise StreamingError(
-                "another thread is reading this stream", hint="Give each stream one reader.", code="STREAM_BUSY"
-            )
-        try:
-            while (token := self._take()) is None:
-                self._wait()
-            return token
-        except EndOfGeneration:
-            raise StopIteration from None
-        finally:
-            self._reading.release()
-
-    def next(self) -> TokenData | None:
-        """The next token, waiting for it; None at the end."""
-        return next(self, None)
-
-    def try_next(self) -> TokenData | None:
-        """The next token if one lies ready; None if not, and at the end (`is_finished` tells which)."""
-        try:
-            return self._take()
-        except EndOfGeneration:
-            return None
-
-    def close(self) -> None:
-        """Stop generating, throw away what was not read, and wait until the slot is free. Again does nothing."""
-        self._close()
-        core = self._generation.core
-        while not core.ended:
-            self._generation.discard()
-            self._wait()
-
-    def __enter__(self) -> TokenIterator:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _wait(self) -> None:
-        core = self._generation.core
-        if self._bell is None:
-            self._bell = _core.Doorbell()
-        core.arm(self._bell)
-        if core.ready:
-            core.disarm()
-        else:
-            core.wait(self._bell)
+def goes_on(answer: object) -> bool:
+    """What a callback's answer means."""
+    if inspect.iscoroutine(answer):
+        answer.close()  # it is refused below, and Python would warn that nobody awaited it
+    if answer is False or answer is StreamControl.STOP:
+        return False
+    if answer is None or answer is True or answer is StreamControl.CONTINUE:
+        return True
+    raise _checks.refuse_type("the callback's answer", answer, "a bool, a StreamControl or None")
 
 
 def _make_engine(model: Model, params: ContextParams) -> _core.Engine:

@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import importlib.util
 import os
 import select
 import signal
@@ -301,8 +300,6 @@ def run(
         params = SamplerParams(**_given(**sampling))
         context = ContextParams(n_seq_max=1, **_given(ctx=ctx, threads=threads))
         config = StreamConfig(params=params, timeout_ms=timeout_ms, **_given(max_tokens=max_tokens, stop=stop))
-    if importlib.util.find_spec(backend) is None:
-        raise click.UsageError(f"{backend} is not installed; pip install 'mullama[{backend}]' brings it.")
     if prompt is None:
         prompt = _read_prompt()
     job = _Job(model, gpu_layers, context, prompt, config, echo, _Output())

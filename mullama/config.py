@@ -21,17 +21,24 @@ from ._checks import (
     conflict,
     flag,
     integer,
+    loras,
     number,
     refuse_type,
     short,
     strings,
+    text,
     token_biases,
+    words,
 )
+from ._schema import json_schema
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["UNSET", "ContextParams", "SamplerParams", "StreamConfig", "Unset", "stream_config"]
+
+# The steps of the chain, by the names that llama.cpp gives them (common_sampler_types_from_names).
+SAMPLERS = tuple("penalties dry top_n_sigma top_k typ_p top_p min_p xtc temperature infill adaptive_p".split())
 
 _LLAMA_RANDOM_SEED = 2**32 - 1  # LLAMA_DEFAULT_SEED: llama.cpp draws a seed of its own
 _SEED_HINT = f"None draws a new one each time; {_LLAMA_RANDOM_SEED} is llama.cpp's own word for that."
@@ -108,6 +115,11 @@ class SamplerParams(_Config):
         min_keep: Each step leaves at least this many tokens; 0 leaves that to the step.
         ignore_eos: Never choose an end token; generation then ends at `max_tokens` or a full context.
         logit_bias: Added to the logits of these token ids; `-inf` is never.
+        samplers: The steps of the chain in their order, of `SAMPLERS`; None is the order above.
+        adaptive_target: The probability that adaptive-p aims at, for a chain that ends in ``"adaptive_p"``; -1 is off.
+        adaptive_decay: How slowly adaptive-p forgets, up to 0.99.
+        grammar: A grammar in GBNF that the text must follow (llama.cpp's `grammars/README.md`); its root is ``root``.
+        json_schema: A JSON schema that the text must follow: a mapping, its text, or a pydantic model. Kept as text.
         seed: Of the random numbers, from 0 to 4294967294; None draws a new one for each generation.
 
     Raises:
@@ -139,9 +151,35 @@ class SamplerParams(_Config):
     min_keep: int = _field(0, integer(0))
     ignore_eos: bool = _field(False, flag)
     logit_bias: Mapping[int, float] | None = _field(None, token_biases)
+    samplers: Sequence[str] | None = _field(None, words(SAMPLERS, none="llama.cpp's own chain"))
+    adaptive_target: float = _field(-1.0, number(0, 1, special=-1, hint="-1 switches it off."))
+    adaptive_decay: float = _field(0.9, number(0, 0.99))
+    grammar: str | None = _field(None, text(2**20))
+    json_schema: Any = _field(None, json_schema)  # noqa: RUF009
     seed: int | None = _field(None, integer(0, _LLAMA_RANDOM_SEED - 1, none=True, hint=_SEED_HINT))
 
     def _agree(self) -> None:
+        if self.grammar is not None and self.json_schema is not None:
+            raise conflict(
+                "json_schema",
+                self.json_schema,
+                "there are a grammar and a json_schema",
+                "Give one of them: a schema is turned into a grammar.",
+            )
+        if self.samplers is not None and self.mirostat:
+            raise conflict(
+                "samplers",
+                self.samplers,
+                f"samplers={self.samplers!r} does nothing beside mirostat={self.mirostat}, which replaces the chain",
+                "Leave one of them out.",
+            )
+        if self.samplers is not None and self.temperature == 0 and "temperature" not in self.samplers:
+            raise conflict(
+                "samplers",
+                self.samplers,
+                'temperature=0 takes the likeliest token, and these samplers have no step "temperature"',
+                'Add "temperature" to them.',
+            )
         for name in ("mirostat", "dynatemp_range"):
             value = getattr(self, name)
             if self.temperature == 0 and value:
@@ -190,6 +228,10 @@ class StreamConfig(_Config):
         buffer_size: When this many tokens (1 to 65536) lie unread, generation pauses until one is read.
         timeout_ms: For the whole stream, in milliseconds from the call, waiting and pauses included; then
             `StreamingError` with code `STREAM_TIMEOUT`. 0 is no limit.
+        min_tokens: No end token is chosen before so many tokens; stop strings still count.
+        top_logprobs: With each token come so many of the likeliest at its place, up to 20, with their log-probabilities.
+        lora: Adapters that the model wears for this stream (`Model.load_lora`): one, or several, each by itself or
+            as a pair with its scale.
         params: The rest of the sampling. When it is given it is the whole of it, and `temperature`, `top_k`
             and `top_p` are set there and not here.
 
@@ -205,9 +247,19 @@ class StreamConfig(_Config):
     stream_delay_ms: int = _field(0, integer(0, hint="It is in milliseconds; 0 is no delay."))
     buffer_size: int = _field(32, integer(1, 65536, hint="32 is the default."))
     timeout_ms: int = _field(30000, integer(0, hint="It is in milliseconds; 0 is no limit."))
+    min_tokens: int = _field(0, integer(0, hint="0 lets the model end when it likes."))
+    top_logprobs: int = _field(0, integer(0, 20, hint="The token's own log-probability always comes with it."))
+    lora: Any = _field((), loras)  # noqa: RUF009
     params: SamplerParams | None = _field(None, _sampler_params)  # noqa: RUF009
 
     def _agree(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise conflict(
+                "min_tokens",
+                self.min_tokens,
+                f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}",
+                "Give a smaller min_tokens, or a larger max_tokens.",
+            )
         if self.params is None:
             return
         for name, default in _SHARED.items():

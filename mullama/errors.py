@@ -13,6 +13,7 @@ import pickle
 from typing import Any, ClassVar
 
 __all__ = [
+    "ChatError",
     "ClosedError",
     "ContextError",
     "ForkError",
@@ -25,6 +26,7 @@ __all__ = [
     "ModelPermissionError",
     "MullamaError",
     "SamplingError",
+    "StateError",
     "StreamingError",
     "TokenizationError",
     "model_load_error",
@@ -145,6 +147,18 @@ class SamplingError(MullamaError):
     """A sampler could not be built, or found no token to choose."""
 
     code = "SAMPLING_ERROR"
+
+
+class ChatError(MullamaError):
+    """A chat template could not render the messages, or an answer could not be parsed."""
+
+    code = "CHAT_ERROR"
+
+
+class StateError(MullamaError):
+    """A saved state cannot be used: it is cut off, is none of ours, or belongs to another model or build."""
+
+    code = "STATE_ERROR"
 
 
 class GenerationError(MullamaError):

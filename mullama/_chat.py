@@ -1,0 +1,272 @@
+"""A chat without waiting: messages to a prompt by the model's template, tokens back to what is new of the message.
+
+The work is llama.cpp's (its templates, its parsers for the formats in which models write tool calls and thoughts); here it
+is checked, converted, and tied to a generation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from . import _checks, _core
+from ._generation import Generation, checked_grammar
+from ._records import (
+    ChatCompletion,
+    ChatDelta,
+    ChatMessage,
+    FinishReason,
+    TokenData,
+    ToolCall,
+    ToolCallDelta,
+)
+from .config import StreamConfig
+from .errors import ChatError
+
+if TYPE_CHECKING:
+    from ._model import Model
+    from ._sync import Context
+
+__all__ = ["ChatGeneration", "ChatOptions", "Message", "Tool", "render_chat"]
+
+_News = tuple[str, str, int, str, str, str]  # reasoning, content, and a tool call's index, id, name, arguments
+
+Message = Mapping[str, Any]
+Tool = Mapping[str, Any]
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_CHOICES = ("auto", "required", "none")
+
+
+class ChatOptions(TypedDict, total=False):
+    """What a chat may be asked for besides its messages; keywords of `Context.chat` and its kin.
+
+    Attributes:
+        tools: The functions that the model may call, each as in OpenAI's API:
+            ``{"type": "function", "function": {"name": …, "description": …, "parameters": <JSON schema>}}``.
+        tool_choice: ``"auto"`` (the default), ``"required"``, ``"none"``, or the name of the one function to call.
+        parallel_tool_calls: Whether it may call several at once; default False.
+        thinking: Whether a model that can think to itself should; default True.
+        template: A Jinja template in place of the model's own: its text as a `str`, or its file as a `pathlib.Path`. It is
+            a program: one that never ends cannot be stopped, so take it from where you would take code.
+        template_arguments: Variables for the template, of any JSON type.
+    """
+
+    tools: Sequence[Tool]
+    tool_choice: str | Mapping[str, Any]
+    parallel_tool_calls: bool
+    thinking: bool
+    template: str | os.PathLike[str] | None
+    template_arguments: Mapping[str, Any]
+
+
+class ChatGeneration:
+    """The generation of one answer; `take` gives what each token adds to the message."""
+
+    def __init__(
+        self, context: Context, messages: Iterable[Message], options: ChatOptions, config: StreamConfig
+    ) -> None:
+        self._model = context.model
+        self._chat = _open_chat(context.model, messages, options, config)
+        tokens = context.model.tokenize(self._chat.prompt, add_special=True, parse_special=True)
+        self.generation = Generation(context, tokens, config, chat=self._chat)
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[tuple[str, str, list[str]]] = []
+        self._whole = False
+        self._failure: str | None = None
+
+    def take(self) -> ChatDelta | None:
+        if self._failure is not None:
+            raise ChatError(self._failure, hint="Its text so far is in completion().")
+        token = self.generation.take()
+        if token is None:
+            return None
+        news: list[_News] = []
+        try:
+            news += self._chat.feed(str(token), token.token_id)
+            if token.is_final and self.generation.reason() == "stop":
+                news += self._finish(token)
+        except RuntimeError as e:  # told with the next call: this token is whole
+            self._failure = f"the model's answer cannot be parsed: {_brief(e)}"
+            self.generation.core.cancel()
+            self.generation.discard()
+        return self._delta(token, news)
+
+    def _finish(self, token: TokenData) -> list[_News]:
+        try:
+            news = self._chat.finish()
+        except RuntimeError:
+            if self._model.token_is_eog(token.token_id):
+                raise
+            return []  # a stop string cut it off, as max_tokens would have
+        self._whole = True
+        return news
+
+    def completion(self) -> ChatCompletion:
+        """The answer as a whole, as far as it was read."""
+        completion = self.generation.completion()
+        calls = tuple(ToolCall(call_id, name, "".join(parts)) for call_id, name, parts in self._calls)
+        message = ChatMessage("".join(self._content), "".join(self._reasoning), calls)
+        reason: FinishReason | Literal["tool_calls"] = completion.finish_reason
+        if self._failure is not None:
+            reason = "error"
+        elif calls and self._whole:
+            reason = "tool_calls"
+        return ChatCompletion(message, reason, completion)
+
+    def _delta(self, token: TokenData, news: list[_News]) -> ChatDelta:
+        calls = []
+        for reasoning, content, index, call_id, name, arguments in news:
+            self._reasoning.append(reasoning)
+            self._content.append(content)
+            if index < 0:
+                continue
+            if index == len(self._calls):
+                self._calls.append((call_id, name, []))
+            self._calls[index][2].append(arguments)
+            calls.append(ToolCallDelta(index, call_id or None, name or None, arguments))
+        return ChatDelta("".join(n[1] for n in news), "".join(n[0] for n in news), tuple(calls), token)
+
+
+def render_chat(model: Model, messages: Iterable[Message], options: ChatOptions) -> str:
+    """The prompt that a chat comes to, as text."""
+    return _open_chat(model, messages, options, StreamConfig()).prompt
+
+
+def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, config: StreamConfig) -> _core.Chat:
+    unknown = options.keys() - ChatOptions.__annotations__.keys()
+    if unknown:
+        known = ", ".join(ChatOptions.__annotations__)
+        raise _checks.refuse_type(min(unknown), None, f"left out: the options of a chat are {known}")
+    tools, choice = _checked_tools(options)
+    params = config.sampler()
+    arguments = options.get("template_arguments") or {}
+    if not isinstance(arguments, Mapping):
+        raise _checks.refuse_type("template_arguments", arguments, "a mapping")
+    checked_grammar(model, params)
+    said = _json("messages", _checked_messages(messages))
+    try:
+        return _core.Chat(
+            model.chat_templates(options.get("template")),
+            messages=said,
+            tools=_json("tools", tools) if tools else b"",
+            tool_choice=choice.encode(),
+            parallel_tool_calls=_checks.flag("parallel_tool_calls", options.get("parallel_tool_calls", False)),
+            grammar=(params.grammar or "").encode(),
+            json_schema=(params.json_schema or "").encode(),
+            thinking=_checks.flag("thinking", options.get("thinking", True)),
+            reasoning_format=b"auto",
+            arguments={str(k): _json(f"template_arguments[{k!r}]", v).decode() for k, v in arguments.items()},
+        )
+    except RuntimeError as e:
+        raise ChatError(
+            f"the chat template cannot render these messages: {_brief(e)}",
+            hint="Some templates want the roles to alternate, or know no system message or tools.",
+        ) from None
+
+
+def _checked_messages(messages: Any) -> list[dict[str, Any]]:
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        example = 'For example [{"role": "user", "content": "Hello"}].'
+        raise _checks.refuse_type("messages", messages, "a list of messages", example)
+    checked = [_checked_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
+    if not checked:
+        raise _checks.refuse("messages", messages, "a list of at least one message")
+    return checked
+
+
+def _checked_message(name: str, message: Any) -> dict[str, Any]:
+    if hasattr(message, "to_dict"):
+        message = message.to_dict()
+    if not isinstance(message, Mapping):
+        raise _checks.refuse_type(name, message, "a mapping with role and content")
+    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+    if role not in _ROLES:
+        raise _checks.refuse(f"{name}['role']", role, f"one of {', '.join(_ROLES)}")
+    if content is None and not calls:
+        raise _checks.refuse(f"{name}['content']", None, "text, or there must be tool_calls")
+    if isinstance(content, (list, tuple)):
+        for part in content:
+            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise _checks.refuse(f"a part of {name}['content']", part, 'like {"type": "text", "text": …}')
+    elif content is not None and not isinstance(content, str):
+        raise _checks.refuse_type(f"{name}['content']", content, "text, or a list of text parts")
+    checked = {key: value for key, value in message.items() if value is not None}
+    for key in ("reasoning_content", "name", "tool_call_id"):
+        if not isinstance(checked.get(key, ""), str):
+            raise _checks.refuse_type(f"{name}[{key!r}]", checked[key], "text")
+    if calls is not None:
+        checked["tool_calls"] = _checked_calls(f"{name}['tool_calls']", calls)
+        checked.setdefault("content", "")
+    return checked
+
+
+def _checked_calls(name: str, calls: Any) -> list[dict[str, Any]]:
+    if isinstance(calls, (str, bytes, Mapping)) or not isinstance(calls, Iterable):
+        raise _checks.refuse_type(name, calls, "a list of tool calls")
+    checked = []
+    for i, call in enumerate(calls):
+        function = _function(call)
+        arguments: Any = (function or {}).get("arguments") or "{}"
+        if function is None or not isinstance(arguments, (str, Mapping)) or not isinstance(call.get("id", ""), str):
+            expected = 'like {"type": "function", "id": …, "function": {"name": …, "arguments": …}}'
+            raise _checks.refuse_type(f"{name}[{i}]", call, expected)
+        checked.append({**call, "type": "function", "function": {**function, "arguments": arguments}})
+    return checked
+
+
+def _function(tool: Any) -> Mapping[str, Any] | None:
+    """What a tool or a call of one has under "function", if it is one with a name."""
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
+        return None
+    return function if isinstance(function.get("name"), str) and function["name"] else None
+
+
+def _checked_tools(options: ChatOptions) -> tuple[list[Tool], str]:
+    given_tools: Any = options.get("tools") or ()
+    if isinstance(given_tools, (str, bytes, Mapping)) or not isinstance(given_tools, Iterable):
+        raise _checks.refuse_type("tools", given_tools, "a list of tools")
+    tools: list[Tool] = []
+    for i, tool in enumerate(given_tools):
+        function = _function(tool)
+        if function is None or not isinstance(function.get("parameters") or {}, Mapping):
+            expected = 'a mapping like {"type": "function", "function": {"name": …, "parameters": …}}'
+            raise _checks.refuse_type(f"tools[{i}]", tool, expected)
+        if not isinstance(function.get("description") or "", str):
+            raise _checks.refuse_type(f"tools[{i}]'s description", function["description"], "text")
+        if any(function["name"] == other["function"]["name"] for other in tools):
+            raise _checks.refuse(f"tools[{i}]", tool, "of another name than the others")
+        known = {key: value for key, value in function.items() if value is not None}
+        tools.append({**tool, "type": "function", "function": known})
+    given: Any = options.get("tool_choice", "auto")
+    choice, named = given, False
+    if isinstance(given, Mapping):
+        choice, named = (_function(given) or {}).get("name"), True
+    if not isinstance(choice, str):
+        raise _checks.refuse_type("tool_choice", given, "auto, required, none, or a function's name")
+    if named or choice not in _CHOICES:
+        tools = [tool for tool in tools if tool["function"]["name"] == choice]
+        if not tools:
+            names = "auto, required, none, or the name of one of the tools"
+            raise _checks.refuse("tool_choice", given, names)
+        choice = "required"
+    if choice == "required" and not tools:
+        raise _checks.refuse("tool_choice", given, "auto or none where there are no tools")
+    return tools, choice
+
+
+def _json(name: str, value: object) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as e:  # a lone surrogate is a ValueError too
+        raise _checks.refuse(name, value, f"what JSON can say ({e})") from None
+
+
+def _brief(e: Exception) -> str:
+    """What llama.cpp says, which may quote all that it was given."""
+    text = str(e).strip()
+    return text if len(text) <= 600 else text[:300] + " … " + text[-300:]

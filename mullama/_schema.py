@@ -1,0 +1,324 @@
+"""JSON schemas on their way to llama.cpp's converter: checked, put into the words that it knows, and its grammar mended.
+
+The converter follows references without end, overflows the stack on deep nesting and long names, ignores what it has no
+words for, and lets strings through that are no JSON. So a schema is read here first. What it says and GBNF cannot say
+(bounds of numbers that are no integers, `multipleOf`, `uniqueItems`, `not`, `if` …) is left to whoever reads the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from ._checks import refuse, refuse_type
+from ._pattern import pattern_for_json
+from .errors import InvalidParameter
+
+__all__ = ["json_schema", "mended_grammar", "plain_schema"]
+
+_Schema = dict[str, Any]
+
+_MOST_NESTED = 100  # references count too
+_MOST_NODES = 10_000
+_MOST_OPTIONAL = 200  # properties of one object; the converter's work grows with their third power
+_LONGEST_NAME = 256
+_MOST_PATHS = 2_000_000  # characters of the names that it gives to rules, in all
+_DIGITS = 10**16  # integers are written with at most 16
+_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+_LISTS = ("oneOf", "anyOf", "allOf")
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
+class _BadSchemaError(ValueError):
+    """What is wrong with it, in words."""
+
+
+def json_schema(name: str, value: object) -> str | None:
+    """A check of a parameter: a JSON schema (a mapping, its JSON text, or a pydantic model) as JSON text; None stays."""
+    if value is None:
+        return None
+    schema = _model_schema(name, value) if hasattr(value, "model_json_schema") else value
+    try:
+        if isinstance(schema, str):
+            schema = json.loads(schema)
+        elif isinstance(schema, Mapping):
+            schema = json.loads(json.dumps(schema, default=_mapping))
+        if schema is True:
+            schema = {}
+        if not isinstance(schema, dict):
+            example = 'For example {"type": "object"}.'
+            raise refuse_type(name, value, "a mapping, JSON text, or a pydantic model", example)
+        text = json.dumps(schema, allow_nan=False)
+        plain_schema(text)
+    except RecursionError:
+        raise refuse(name, value, f"a JSON schema nested at most {_MOST_NESTED} deep") from None
+    except (ValueError, TypeError, OverflowError) as e:
+        if isinstance(e, InvalidParameter):
+            raise
+        raise refuse(name, value, f"a JSON schema that can be followed ({e})") from None
+    return text
+
+
+def plain_schema(text: str) -> str:
+    """A schema in the words that llama.cpp's converter knows.
+
+    Raises:
+        ValueError: There is something in it that a grammar cannot say, or that no value satisfies.
+    """
+    return json.dumps(_Reader(json.loads(text)).plain())
+
+
+def mended_grammar(grammar: str) -> str:
+    """What the converter made of a plain schema, with nothing in its strings that is no JSON.
+
+    That is half of a surrogate pair, and in a set of characters whatever JSON must escape.
+    """
+    return _LITERAL_OR_SET.sub(_mended_set, grammar.replace(*_ESCAPE))
+
+
+_ESCAPE = '"u" [0-9a-fA-F]{4}', '"u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2})'
+_ESCAPED = r'[^"\\\x7F\x00-\x1F'
+_LITERAL_OR_SET = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]', re.DOTALL)
+
+
+def _mended_set(match: re.Match[str]) -> str:
+    found = match[0]
+    if not found.startswith("[^") or found.startswith(_ESCAPED):
+        return found
+    return _ESCAPED + found[2:].removeprefix('"')
+
+
+def _model_schema(name: str, model: Any) -> object:
+    try:
+        return model.model_json_schema()
+    except Exception as e:
+        raise refuse(name, model, f"a model that has a JSON schema ({e})") from e
+
+
+def _mapping(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is nothing that JSON can say")
+
+
+class _Reader:
+    """Walks a schema as the converter does, and makes a plainer one."""
+
+    def __init__(self, root: _Schema) -> None:
+        self.root = root
+        self.n_nodes = self.n_characters = 0
+        self.names: dict[str, str] = {}  # of the definitions that references lead to
+        self.definitions: _Schema = {}
+        self.expanding: list[str] = []  # references within allOf, which the converter follows each time
+
+    def plain(self) -> _Schema:
+        schema = self.node(self.root, "", 0)
+        return schema | {"$defs": self.definitions} if self.definitions else schema
+
+    def node(self, schema: Any, path: str, depth: int) -> _Schema:
+        if schema is True:
+            return {}
+        if not isinstance(schema, dict):
+            raise _BadSchemaError(f"at {path or '#'} there is no schema that a value can satisfy")
+        self.n_nodes += 1
+        self.n_characters += len(path)
+        if depth > _MOST_NESTED or self.n_nodes > _MOST_NODES or self.n_characters > _MOST_PATHS:
+            raise _BadSchemaError(f"it is nested more than {_MOST_NESTED} deep, or has more than {_MOST_NODES} parts")
+        schema = self.without_lone_all_of({k: v for k, v in schema.items() if k not in ("$defs", "definitions")})
+        if "$ref" in schema:
+            return {"$ref": self.follow(schema["$ref"], depth)}
+        for key in _LISTS:
+            if key in schema:
+                alternatives = schema[key]
+                if not isinstance(alternatives, list) or not alternatives:
+                    raise _BadSchemaError(f"{key} at {path or '#'} must be a list of schemas")
+                if key == "allOf":
+                    self.expand(alternatives, path, depth)
+                schema[key] = [self.node(one, f"{path}-{i}", depth + 1) for i, one in enumerate(alternatives)]
+        self.object(schema, path, depth)
+        self.tuple(schema, path)
+        for key in ("items", "prefixItems"):
+            if isinstance(schema.get(key), list):
+                schema[key] = [self.node(one, f"{path}-tuple-{i}", depth + 1) for i, one in enumerate(schema[key])]
+            elif key in schema:
+                schema[key] = self.node(schema[key], f"{path}-item", depth + 1)
+        return self.scalar(schema, path)
+
+    # ---- references
+
+    def follow(self, reference: Any, depth: int) -> str:
+        """The reference in the plain schema."""
+        target = self.end_of(reference)[1]
+        if reference not in self.names:
+            self.names[reference] = name = f"definition-{len(self.names)}-by-mullama"  # as no property is called
+            self.definitions[name] = None  # so that a cycle ends here
+            self.definitions[name] = self.node(target, f"#/$defs/{name}", depth + 1)
+        return f"#/$defs/{self.names[reference]}"
+
+    def end_of(self, reference: Any) -> tuple[str, Any]:
+        """Where a reference to a reference to … leads."""
+        target, seen = self.resolve(reference), {reference}
+        while isinstance(target, dict) and "$ref" in target:
+            reference = target["$ref"]
+            if reference in seen:
+                raise _BadSchemaError(f"the $ref {reference} leads to itself")
+            target = self.resolve(reference)
+            seen.add(reference)
+        return reference, target
+
+    def resolve(self, reference: Any) -> Any:
+        if reference == "#":
+            return self.root
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            raise _BadSchemaError(
+                f"the $ref {reference!r:.80} does not lead to a place in the schema, as #/$defs/name does"
+            )
+        target: Any = self.root
+        for step in reference[2:].split("/"):
+            step = unquote(step).replace("~1", "/").replace("~0", "~")
+            try:
+                target = target[int(step) if isinstance(target, list) else step]
+            except (LookupError, ValueError, TypeError):
+                raise _BadSchemaError(f"the $ref {reference:.80} leads nowhere") from None
+        return target
+
+    @staticmethod
+    def without_lone_all_of(schema: _Schema) -> _Schema:
+        while isinstance(lone := schema.get("allOf"), list) and len(lone) == 1 and isinstance(lone[0], dict):
+            rest = {key: value for key, value in schema.items() if key != "allOf"}
+            if rest.keys() & {"properties", "additionalProperties", "$ref", "oneOf", "anyOf"}:
+                break
+            schema = rest | lone[0]
+        return schema
+
+    def expand(self, components: list[Any], path: str, depth: int) -> None:
+        """The converter makes one object, or one choice, of all that it finds in allOf, and ignores other things."""
+        for reference, component in self.components(components, depth):
+            if not isinstance(component, dict) or not component.keys() & {"properties", "enum"}:
+                raise _BadSchemaError(f"allOf at {path or '#'} can only join objects with properties, or enums")
+            if reference is None:
+                continue
+            if reference in self.expanding:
+                raise _BadSchemaError(f"the $ref {reference} leads through allOf to itself")
+            self.expanding.append(reference)
+            self.node(component, path, depth + 1)
+            self.expanding.pop()
+
+    def components(self, components: list[Any], depth: int) -> Iterator[tuple[str | None, Any]]:
+        for one in components:
+            if isinstance(one, dict) and "anyOf" in one and isinstance(one["anyOf"], list):
+                yield from self.components(one["anyOf"], depth)
+            elif isinstance(one, dict) and "$ref" in one:
+                yield self.end_of(one["$ref"])
+            else:
+                yield None, one
+
+    # ---- what a value must be like
+
+    def object(self, schema: _Schema, path: str, depth: int) -> None:
+        properties, more = schema.get("properties", {}), schema.get("additionalProperties")
+        required = schema.get("required", [])
+        if not isinstance(properties, dict):
+            raise _BadSchemaError(f"properties at {path or '#'} must be an object")
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            raise _BadSchemaError(f"required at {path or '#'} must be a list of names")
+        missing = [name for name in required if name not in properties]
+        if missing and more is False:
+            raise _BadSchemaError(f"{missing[0]!r:.80} at {path or '#'} is required and not allowed")
+        if missing:
+            properties = properties | {name: more if isinstance(more, dict) else {} for name in missing}
+        for name in properties:
+            if name in ("", "*"):
+                raise _BadSchemaError(f"the converter takes the property {name!r} for something else")
+            if len(name) > _LONGEST_NAME:
+                raise _BadSchemaError(
+                    f"the name of the property {name[:40]!r}… has more than {_LONGEST_NAME} characters"
+                )
+            if (more is True or isinstance(more, dict)) and re.search(r'["\\\]^\x00-\x1f\x7f]', name):
+                raise _BadSchemaError(f"the property {name!r} cannot be told from additional ones")
+        if len(properties) - len(set(required) & properties.keys()) > _MOST_OPTIONAL:
+            raise _BadSchemaError(f"an object has more than {_MOST_OPTIONAL} properties that are not required")
+        if properties:
+            schema["properties"] = {
+                name: self.node(one, f"{path}-{name}", depth + 1) for name, one in properties.items()
+            }
+        if isinstance(more, dict):
+            schema["additionalProperties"] = self.node(more, f"{path}-additional", depth + 1)
+
+    @staticmethod
+    def tuple(schema: _Schema, path: str) -> None:
+        """The converter takes `items` where there are both, and makes a list of schemas an array of just that length."""
+        if isinstance(schema.get("prefixItems"), list):
+            schema.pop("items", None)
+        for key in ("items", "prefixItems"):
+            items = schema.get(key)
+            if isinstance(items, list):
+                least, most = schema.get("minItems", 0), schema.get("maxItems", len(items))
+                if _number(least) and least > len(items):
+                    raise _BadSchemaError(
+                        f"minItems at {path or '#'} is more than the {len(items)} items that it lists"
+                    )
+                schema[key] = items[: max(0, most)] if isinstance(most, int) else items
+
+    def scalar(self, schema: _Schema, path: str) -> _Schema:
+        kinds = schema.get("type")
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        if isinstance(schema.get("enum"), list) and all(kind in _TYPES for kind in kinds):
+            schema["enum"] = [value for value in schema["enum"] if any(_is_a(kind, value) for kind in kinds)]
+            if not schema["enum"]:
+                raise _BadSchemaError(f"the enum at {path or '#'} has no value of the type")
+        if "integer" in kinds:
+            self.bounds(schema, path)
+        for low, high in (("minLength", "maxLength"), ("minItems", "maxItems")):
+            if _number(schema.get(low)) and _number(schema.get(high)) and schema[low] > schema[high]:
+                raise _BadSchemaError(f"at {path or '#'} {low} is more than {high}")
+        if "pattern" in schema:
+            if not isinstance(schema["pattern"], str):
+                raise _BadSchemaError(f"the pattern at {path or '#'} must be a string")
+            try:
+                schema["pattern"] = pattern_for_json(schema["pattern"])
+            except ValueError as e:
+                raise _BadSchemaError(f"the pattern at {path or '#'}: {e}") from None
+        return schema
+
+    @staticmethod
+    def bounds(schema: _Schema, path: str) -> None:
+        """The converter takes one bound of each side, and 64 bits of it."""
+        given = {key: schema.pop(key) for key in _BOUNDS if key in schema}
+        for key, value in given.items():
+            if not _number(value):
+                raise _BadSchemaError(f"{key} at {path or '#'} must be a number")
+        low = [math.ceil(given[key]) for key in ("minimum",) if key in given]
+        low += [math.floor(given[key]) + 1 for key in ("exclusiveMinimum",) if key in given]
+        high = [math.floor(given[key]) for key in ("maximum",) if key in given]
+        high += [math.ceil(given[key]) - 1 for key in ("exclusiveMaximum",) if key in given]
+        if max(low, default=-_DIGITS) > min(high, default=_DIGITS) or max(low, default=0) >= _DIGITS:
+            raise _BadSchemaError(f"at {path or '#'} the bounds leave no integer of at most 16 digits")
+        if min(high, default=0) <= -_DIGITS:
+            raise _BadSchemaError(f"at {path or '#'} the bounds leave no integer of at most 16 digits")
+        if low and max(low) > -_DIGITS:
+            schema["minimum"] = max(low)
+        if high and min(high) < _DIGITS:
+            schema["maximum"] = min(high)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_a(kind: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    return isinstance(value, _TYPES[kind]) or (kind == "integer" and isinstance(value, float) and value.is_integer())

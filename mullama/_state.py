@@ -1,0 +1,158 @@
+"""The file that keeps a context's cached prefixes: written whole or not at all, and checked before any of it is used.
+
+A file is a line of JSON (what it is of, and a checksum of the rest) and then the bytes that the engine gave.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from . import _checks, _core
+from ._model import StrPath, checked_path
+from .errors import StateError
+
+if TYPE_CHECKING:
+    from ._sync import Context
+
+__all__ = ["checked_state_path", "read_state", "write_state"]
+
+_MAGIC = "mullama state 1"
+_CHUNK = 2**20  # bytes
+
+
+def checked_state_path(path: StrPath) -> Path:
+    if path is None:  # where a model is asked for, that is one
+        raise _checks.refuse_type("path", path, "a str or os.PathLike")
+    return checked_path(path)
+
+
+def _identity(context: Context) -> dict[str, object]:
+    """What a state belongs to: the model, and all that the layout of the bytes depends on."""
+    model, params = context.model, context.params
+    facts = json.dumps([model.metadata(), model._weights], sort_keys=True).encode()
+    return {
+        "model": hashlib.sha256(facts).hexdigest(),
+        "llama.cpp": _core.llama_cpp_build()[0],
+        "n_seq_max": params.n_seq_max,
+        "shares its cells": params.n_cells is not None and params.n_cells < (params.n_ctx or 0) * params.n_seq_max,
+    }
+
+
+def write_state(path: StrPath, context: Context, state: bytes, stop: threading.Event | None = None) -> None:
+    """Write the file beside its place and move it there, so that a crash or a full disk leaves what was there before.
+
+    So does `stop`, which is looked at between two megabytes.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    file = checked_state_path(path)
+    digest = hashlib.sha256()
+    for piece in _pieces(file, state, stop):
+        digest.update(piece)
+    head = {"magic": _MAGIC, "sha256": digest.hexdigest(), "size": len(state), **_identity(context)}
+    with _replacing(file) as out:
+        out.write(json.dumps(head).encode() + b"\n")
+        for piece in _pieces(file, state, stop):
+            out.write(piece)
+
+
+def _pieces(file: Path, state: bytes, stop: threading.Event | None) -> Iterator[memoryview]:
+    view = memoryview(state)
+    for start in range(0, len(state), _CHUNK):
+        if stop is not None and stop.is_set():
+            raise InterruptedError(f"writing {str(file)!r} was stopped")
+        yield view[start : start + _CHUNK]
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of another at the end of the block, if that ends well.
+
+    On Linux it has no name before that: not even a process that is killed leaves anything behind.
+    """
+    handle, beside = _nameless(file.parent), str(file.parent / f".mullama-{secrets.token_hex(8)}")
+    named = handle is None
+    if handle is None:
+        handle, beside = tempfile.mkstemp(prefix=".mullama-", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+            if not named:
+                os.link(_by_number(handle), beside, src_dir_fd=handle)  # with a src_dir_fd it follows the link
+                named = True
+        Path(beside).replace(file)
+    except BaseException:
+        if named:
+            with suppress(FileNotFoundError):
+                Path(beside).unlink()
+        raise
+
+
+def _nameless(folder: Path) -> int | None:
+    flag = getattr(os, "O_TMPFILE", None)
+    if flag is None:
+        return None
+    try:
+        handle = os.open(folder, flag | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError:  # not every file system can do that; if it is something else, mkstemp says so
+        return None
+    if Path(_by_number(handle)).exists():
+        return handle
+    os.close(handle)
+    return None
+
+
+def _by_number(handle: int) -> str:
+    return f"/proc/self/fd/{handle}"
+
+
+def read_state(path: StrPath, context: Context) -> bytes:
+    """The bytes of a file that was written for this model and a context like this.
+
+    Raises:
+        StateError: It is cut off, damaged, none of ours, or of another model, context or build of llama.cpp.
+        OSError: It cannot be read.
+    """
+    file = checked_state_path(path)
+    with os.fdopen(
+        os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb"
+    ) as source:  # of a pipe it does not wait
+        kind = os.fstat(source.fileno())
+        if stat.S_ISDIR(kind.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+        head = _head(source.readline(4096)) if stat.S_ISREG(kind.st_mode) else None
+        if head is None:
+            raise StateError(f"{str(file)!r} is no state that mullama saved", hint="Save one with save_state().")
+        for name, value in _identity(context).items():
+            if head.get(name) != value:
+                raise StateError(
+                    f"{str(file)!r} was saved for another model, context or build: "
+                    f"its {name} is {head.get(name)!r}, not {value!r}",
+                    hint="Compute the prompt again, and save it anew.",
+                )
+        state = source.read() if kind.st_size - source.tell() == head.get("size") else None
+    if state is None or hashlib.sha256(state).hexdigest() != head.get("sha256"):
+        raise StateError(f"{str(file)!r} is cut off or damaged", hint="Compute the prompt again, and save it anew.")
+    return state
+
+
+def _head(line: bytes) -> dict[str, object] | None:
+    try:
+        head = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return head if isinstance(head, dict) and head.get("magic") == _MAGIC else None
