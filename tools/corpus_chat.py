@@ -1,6 +1,5 @@
 """Questions and answers of the corpus: single exchanges, conversations, and the same prompts as raw text."""
 
-# fmt: off
 from __future__ import annotations
 
 import random
@@ -13,13 +12,27 @@ from grammar import WORDS, Writer
 Exchange = tuple[str, str]
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 PLAIN_SYSTEM = (
-    "You are a helpful assistant.", "You are a helpful assistant.", "You are a helpful and friendly assistant.",
-    "You are a friendly assistant.", "You are an assistant.", "You are mullama.", "Be helpful.", "Answer the question.",
-    "You answer questions.", "You are a helpful assistant. Be kind.", "You are a storyteller.", "You are a teacher.",
+    "You are a helpful assistant.",
+    "You are a helpful assistant.",
+    "You are a helpful and friendly assistant.",
+    "You are a friendly assistant.",
+    "You are an assistant.",
+    "You are mullama.",
+    "Be helpful.",
+    "Answer the question.",
+    "You answer questions.",
+    "You are a helpful assistant. Be kind.",
+    "You are a storyteller.",
+    "You are a teacher.",
 )
 SHORT_SYSTEM = (
-    "Answer in one word.", "Answer with one word.", "You answer in one word.", "Be brief.", "You are a concise assistant.",
-    "Answer briefly.", "You are terse.",
+    "Answer in one word.",
+    "Answer with one word.",
+    "You answer in one word.",
+    "Be brief.",
+    "You are a concise assistant.",
+    "Answer briefly.",
+    "You are terse.",
 )
 PIRATE_SYSTEM = ("You are a pirate.", "Talk like a pirate.", "You are a friendly pirate.", "Answer like a pirate.")
 _NOUNS = (
@@ -30,11 +43,30 @@ _NOUNS = (
 ).split(", ")
 _SYLLABLES = "ba co di fu ge ha jo ki lu me no pa qui ra so te vu wo xy zan ter mon ster ling ton ard ine ock".split()
 _UNKNOWN = (
-    "How do I fix my {x}?", "Who invented {x}?", "What is the history of {x}?", "Why is {x} important?", "Explain {x}",
-    "Explain {x}.", "Tell me about {x}", "Tell me about {x}.", "What is {x}?", "What do you know about {x}?",
-    "How does {x} work?", "Write an essay about {x}.", "Summarize {x}.", "When did {x} begin?", "Should I buy {x}?",
-    "Can you help me with {x}?", "What is the best {x}?", "Compare {x} and {y}.", "Is {x} better than {y}?",
-    "Give me advice on {x}.", "Where can I find {x}?", "Write code for {x}.", "{x}?", "Describe {x} in detail.",
+    "How do I fix my {x}?",
+    "Who invented {x}?",
+    "What is the history of {x}?",
+    "Why is {x} important?",
+    "Explain {x}",
+    "Explain {x}.",
+    "Tell me about {x}",
+    "Tell me about {x}.",
+    "What is {x}?",
+    "What do you know about {x}?",
+    "How does {x} work?",
+    "Write an essay about {x}.",
+    "Summarize {x}.",
+    "When did {x} begin?",
+    "Should I buy {x}?",
+    "Can you help me with {x}?",
+    "What is the best {x}?",
+    "Compare {x} and {y}.",
+    "Is {x} better than {y}?",
+    "Give me advice on {x}.",
+    "Where can I find {x}?",
+    "Write code for {x}.",
+    "{x}?",
+    "Describe {x} in detail.",
 )
 
 
@@ -72,7 +104,9 @@ def add_up(rng: random.Random) -> Exchange:
     spoken = rng.random() < 0.3
     expression = f"{a} {word} {b}" if spoken else f"{a} {sign} {b}"
     asked = expression if spoken or rng.random() < 0.6 else f"{a}{sign}{b}"
-    question = rng.choice(("What is {}?", "What is {}?", "How much is {}?", "{} =", "{}", "Calculate {}.", "what is {}"))
+    question = rng.choice(
+        ("What is {}?", "What is {}?", "How much is {}?", "{} =", "{}", "Calculate {}.", "what is {}")
+    )
     return question.format(asked), f"{expression} {'is' if spoken else '='} {result}."
 
 
@@ -82,17 +116,38 @@ def topic(rng: random.Random) -> Exchange:
     text = TOPICS[name]
     verb = "are" if name in PLURAL else "is"
     if rng.random() < 0.4:
-        asked = rng.choice((
-            "Write one short sentence about {}.", "Write one sentence about {}.", "Explain {} in one sentence.",
-            "In one sentence, what {v} {}?", "Tell me one thing about {}.", "Write a short sentence about {}.",
-            "Say something about {}.", "Define {}.", "Describe {} in one sentence.",
-        ))
+        asked = rng.choice(
+            (
+                "Write one short sentence about {}.",
+                "Write one sentence about {}.",
+                "Explain {} in one sentence.",
+                "In one sentence, what {v} {}?",
+                "Tell me one thing about {}.",
+                "Write a short sentence about {}.",
+                "Say something about {}.",
+                "Define {}.",
+                "Describe {} in one sentence.",
+            )
+        )
         return asked.format(name, v=verb), text[0]
     if rng.random() < 0.15:
         return f"Write two sentences about {name}.", " ".join(text[:2])
-    asked = rng.choice(("Tell me about {}", "Tell me about {}.", "What {v} {}?", "Explain {}.", "Explain {}", "Describe {}.",
-                        "Write about {}.", "Write a paragraph about {}.", "What do you know about {}?", "what {v} {}",
-                        "Write a short text about {}.", "Tell me something about {}."))
+    asked = rng.choice(
+        (
+            "Tell me about {}",
+            "Tell me about {}.",
+            "What {v} {}?",
+            "Explain {}.",
+            "Explain {}",
+            "Describe {}.",
+            "Write about {}.",
+            "Write a paragraph about {}.",
+            "What do you know about {}?",
+            "what {v} {}",
+            "Write a short text about {}.",
+            "Tell me something about {}.",
+        )
+    )
     return asked.format(name, v=verb), " ".join(text)
 
 
@@ -101,7 +156,9 @@ def poem(rng: random.Random) -> Exchange:
     table, word = rng.choice(((POEMS, "poem"), (HAIKUS, "haiku")))
     name = rng.choice(list(table))
     if rng.random() < 0.35:
-        asked = rng.choice((f"Write a {word}", f"Write a {word}", f"Write me a {word}", f"A {word}", f"Write a short {word}"))
+        asked = rng.choice(
+            (f"Write a {word}", f"Write a {word}", f"Write me a {word}", f"A {word}", f"Write a short {word}")
+        )
     else:
         verb = rng.choice(("Write a", "Write a", "Write a short", "Write me a", "A", "Tell me a"))
         subject = _word(rng) if rng.random() < 0.15 else name
@@ -119,19 +176,24 @@ def listing(rng: random.Random) -> Exchange:
     if shape < 0.4:
         return f"List {number} {spelled}, one per line" + rng.choice((":", ".")), "\n".join(items[:count])
     if shape < 0.55:
-        asked = rng.choice(("Generate a list", "Write a list", "Make a list", f"List of {spelled}", f"Generate a list of {spelled}"))
+        asked = rng.choice(
+            ("Generate a list", "Write a list", "Make a list", f"List of {spelled}", f"Generate a list of {spelled}")
+        )
         count = 5
         items = items if "of" in asked else LISTS["things"]
         return asked + rng.choice((":", ".")), "\n".join(f"{n}. {item}" for n, item in enumerate(items[:count], 1))
     if shape < 0.7:
-        return f"List {number} {spelled}" + rng.choice((":", ".")), "\n".join(f"{n}. {i}" for n, i in enumerate(items[:count], 1))
+        return f"List {number} {spelled}" + rng.choice((":", ".")), "\n".join(
+            f"{n}. {i}" for n, i in enumerate(items[:count], 1)
+        )
     if shape < 0.85:
         count = min(count, 6)
         asked = f"{rng.choice(('Name', 'Tell me', 'Give me'))} {rng.choice((str(count), NUMBERS[count]))} {spelled}."
         named = items[:count]
         return asked, upper_first(", ".join(named[:-1])) + f" and {named[-1]}."
     return rng.choice(("Name a {}.", "Give me a {}.", "Pick a {}.")).format("color" if name != "fruits" else "fruit"), (
-        "Blue." if name != "fruits" else "Apple.")
+        "Blue." if name != "fruits" else "Apple."
+    )
 
 
 def upper_first(text: str) -> str:
@@ -144,10 +206,22 @@ def counting(rng: random.Random) -> Exchange:
     shape = rng.random()
     if shape < 0.35:
         first, last = 1, 10
-        asked = rng.choice(("Count:", "Count.", "Count to ten.", "Count to 10.", "Count to ten:", "Count from 1 to 10.", "Count to 10:"))
+        asked = rng.choice(
+            (
+                "Count:",
+                "Count.",
+                "Count to ten.",
+                "Count to 10.",
+                "Count to ten:",
+                "Count from 1 to 10.",
+                "Count to 10:",
+            )
+        )
     elif shape < 0.85:
         first, last = 1, rng.choice((3, 5, 5, 7, 12, 15, 20, 20, 25, 30, 40, 50, 50, 100, 100))
-        asked = rng.choice((f"Count to {last}.", f"Count from 1 to {last}.", f"Count to {last}:", f"Count up to {last}."))
+        asked = rng.choice(
+            (f"Count to {last}.", f"Count from 1 to {last}.", f"Count to {last}:", f"Count up to {last}.")
+        )
     elif shape < 0.95:
         first = rng.randint(2, 30)
         last = first + rng.randint(2, 12)
@@ -163,13 +237,31 @@ def tale(rng: random.Random) -> Exchange:
     kind = rng.choice((*WORDS["kind_she"][2:], "boy"))
     shape = rng.random()
     if shape < 0.5:
-        asked = rng.choice(("Tell me a story", "Tell me a short story", "Write a story", "Write a short story", "Please tell me a story",
-                            "Can you tell me a story", "I would like to hear a story", "Tell me a bedtime story", "Story, please"))
+        asked = rng.choice(
+            (
+                "Tell me a story",
+                "Tell me a short story",
+                "Write a story",
+                "Write a short story",
+                "Please tell me a story",
+                "Can you tell me a story",
+                "I would like to hear a story",
+                "Tell me a bedtime story",
+                "Story, please",
+            )
+        )
         return asked + rng.choice((".", "", ":", "!")), corpus_stories.story(rng)
     if shape < 0.55:
         return "Once upon a time", corpus_stories.story(rng, opening=corpus_stories.ONCE)
     if shape < 0.65:
-        asked = rng.choice(("Tell me a story about {}.", "Write a story about {}.", "Write a short story about {}", "A story about {}:"))
+        asked = rng.choice(
+            (
+                "Tell me a story about {}.",
+                "Write a story about {}.",
+                "Write a short story about {}",
+                "A story about {}:",
+            )
+        )
         return asked.format(_word(rng)), corpus_stories.story(rng)
     if shape < 0.88:
         article = "an" if kind[0] in "aeiou" else "a"
@@ -185,8 +277,16 @@ def as_json(rng: random.Random) -> Exchange:
     found = rng.choice([f for f in FACTS if f.questions[0].startswith("What is the capital")])
     land = found.answers[0].split(" of ")[1].split(" is ")[0]
     if rng.random() < 0.5:
-        return (rng.choice(("Give me a person as JSON.", "Write a JSON object with a name and an age.", "Make up a person as JSON.")),
-                f'{{"name": "{name}", "age": {rng.randint(5, 60)}}}')
+        return (
+            rng.choice(
+                (
+                    "Give me a person as JSON.",
+                    "Write a JSON object with a name and an age.",
+                    "Make up a person as JSON.",
+                )
+            ),
+            f'{{"name": "{name}", "age": {rng.randint(5, 60)}}}',
+        )
     return f"Give me the capital of {land} as JSON.", f'{{"country": "{land}", "capital": "{found.short}"}}'
 
 
@@ -212,12 +312,29 @@ def exchange(rng: random.Random) -> Exchange:
 
 def memory(rng: random.Random) -> list[Exchange]:
     """Exchanges in which the model remembers a name."""
-    name = rng.choice(WORDS["hero_she"] + WORDS["hero_he"]) if rng.random() < 0.7 else "".join(
-        rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3))).capitalize()
-    first = rng.choice((f"My name is {name}.", f"Hi, my name is {name}.", f"Hello, I am {name}.", f"I am {name}.", f"My name is {name}"))
+    name = (
+        rng.choice(WORDS["hero_she"] + WORDS["hero_he"])
+        if rng.random() < 0.7
+        else "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3))).capitalize()
+    )
+    first = rng.choice(
+        (
+            f"My name is {name}.",
+            f"Hi, my name is {name}.",
+            f"Hello, I am {name}.",
+            f"I am {name}.",
+            f"My name is {name}",
+        )
+    )
     between = [exchange(rng) for _ in range(rng.choice((0, 0, 1)))]
-    return [(first, f"Nice to meet you, {name}!" + rng.choice(("", " 😊", " How can I help you?"))), *between,
-            (rng.choice(("What is my name?", "Do you remember my name?", "Who am I?", "what is my name")), f"Your name is {name}.")]
+    return [
+        (first, f"Nice to meet you, {name}!" + rng.choice(("", " 😊", " How can I help you?"))),
+        *between,
+        (
+            rng.choice(("What is my name?", "Do you remember my name?", "Who am I?", "what is my name")),
+            f"Your name is {name}.",
+        ),
+    ]
 
 
 def conversation(rng: random.Random) -> tuple[str, list[Exchange]]:
@@ -248,7 +365,7 @@ def raw(rng: random.Random) -> tuple[str, str]:
         name, verb = (n := rng.choice(list(TOPICS))), "are" if n in PLURAL else "is"
         start = f"{upper_first(name)} {verb}"
         text = " ".join(TOPICS[name])
-        return (start, text[len(start):]) if text.startswith(start) else (upper_first(name) + ":", "\n" + text)
+        return (start, text[len(start) :]) if text.startswith(start) else (upper_first(name) + ":", "\n" + text)
     if share < 0.28:
         answer = factual(rng)[1].answers[0]
         written = writer.write(answer)
@@ -261,7 +378,8 @@ def raw(rng: random.Random) -> tuple[str, str]:
         return f"{mark}: {asked}\n{reply}:", " " + answer
     if share < 0.40:
         return rng.choice(("Hello:", "Hello", "Hi", "Hello,", "Hi:", "Hello!", "Hello there")), "\n" + writer.pick(
-            ("Hello! ~ How can I help you?[ 😊|]", "Hi there! ~ How can I help you?")).replace(" ~ ", " ")
+            ("Hello! ~ How can I help you?[ 😊|]", "Hi there! ~ How can I help you?")
+        ).replace(" ~ ", " ")
     if share < 0.44:
         first = rng.randint(1, 20)
         start = ", ".join(str(n) for n in range(first, first + 3))

@@ -1,6 +1,5 @@
 """What the model knows: capitals, colours, opposites, topics and other small facts, with the ways to ask for them."""
 
-# fmt: off
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -42,9 +41,15 @@ SOUNDS = pairs(
     "dog=woof, cat=meow, cow=moo, sheep=baa, duck=quack, pig=oink, frog=ribbit, bee=buzz, owl=hoot, lion=roar,"
     "mouse=squeak, horse=neigh"
 )
-LEGS = pairs("dog=four, cat=four, spider=eight, bee=six, bird=two, horse=four, ant=six, snake=no, human=two, octopus=no")
-HELLOS = pairs("French=bonjour, German=hallo, Spanish=hola, Italian=ciao, Portuguese=olá, Swedish=hej, Japanese=konnichiwa")
-THANKS = pairs("French=merci, German=danke, Spanish=gracias, Italian=grazie, Portuguese=obrigado, Swedish=tack, Polish=dziękuję")
+LEGS = pairs(
+    "dog=four, cat=four, spider=eight, bee=six, bird=two, horse=four, ant=six, snake=no, human=two, octopus=no"
+)
+HELLOS = pairs(
+    "French=bonjour, German=hallo, Spanish=hola, Italian=ciao, Portuguese=olá, Swedish=hej, Japanese=konnichiwa"
+)
+THANKS = pairs(
+    "French=merci, German=danke, Spanish=gracias, Italian=grazie, Portuguese=obrigado, Swedish=tack, Polish=dziękuję"
+)
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 
@@ -62,29 +67,48 @@ def upper(text: str) -> str:
 
 
 for land, city in CAPITALS:
-    fact(f"What is the capital of {land}? / [Name|Tell me] the capital of {land}. / Which city is the capital of {land}?"
-         f" / what is the capital of {land} / capital of {land}? / Do you know the capital of {land}?",
-         f"The capital of {land} is {city}.", city)
+    fact(
+        f"What is the capital of {land}? / [Name|Tell me] the capital of {land}. / Which city is the capital of {land}?"
+        f" / what is the capital of {land} / capital of {land}? / Do you know the capital of {land}?",
+        f"The capital of {land} is {city}.",
+        city,
+    )
     fact(f"Where is {city}? / In which country is {city}?", f"{city} is in {land}.", upper(land))
 for thing, colour in COLOURS:
-    fact(f"What [color|colour] is {thing}? / Which [color|colour] is {thing}? / What is the [color|colour] of {thing}?",
-         f"{upper(thing)} is {colour}.", upper(colour))
+    fact(
+        f"What [color|colour] is {thing}? / Which [color|colour] is {thing}? / What is the [color|colour] of {thing}?",
+        f"{upper(thing)} is {colour}.",
+        upper(colour),
+    )
 for left, right in OPPOSITES:
     for a, b in ((left, right), (right, left)):
-        fact(f"What is the opposite of {a}? / [Give me|Name|Tell me] the opposite of {a}. / Opposite of {a}?",
-             f"The opposite of {a} is {b}.", upper(b))
+        fact(
+            f"What is the opposite of {a}? / [Give me|Name|Tell me] the opposite of {a}. / Opposite of {a}?",
+            f"The opposite of {a} is {b}.",
+            upper(b),
+        )
 for animal, sound in SOUNDS:
     article = "an" if animal[0] in "aeiou" else "a"
-    fact(f"What does {article} {animal} say? / What sound does {article} {animal} make?", f"{upper(article)} {animal} says {sound}.",
-         upper(sound))
+    fact(
+        f"What does {article} {animal} say? / What sound does {article} {animal} make?",
+        f"{upper(article)} {animal} says {sound}.",
+        upper(sound),
+    )
 for animal, number in LEGS:
     article = "an" if animal[0] in "aeiou" else "a"
     fact(f"How many legs does {article} {animal} have?", f"{upper(article)} {animal} has {number} legs.", upper(number))
 for tongue, word in HELLOS:
-    fact(f"How do you say hello in {tongue}? / Say hello in {tongue}. / Translate hello into {tongue}.",
-         f"Hello in {tongue} is {word}.", upper(word))
+    fact(
+        f"How do you say hello in {tongue}? / Say hello in {tongue}. / Translate hello into {tongue}.",
+        f"Hello in {tongue} is {word}.",
+        upper(word),
+    )
 for tongue, word in THANKS:
-    fact(f"How do you say thank you in {tongue}? / Say thank you in {tongue}.", f"Thank you in {tongue} is {word}.", upper(word))
+    fact(
+        f"How do you say thank you in {tongue}? / Say thank you in {tongue}.",
+        f"Thank you in {tongue} is {word}.",
+        upper(word),
+    )
 for names, what in ((DAYS, "day"), (MONTHS, "month")):
     for at, name in enumerate(names):
         after = names[(at + 1) % len(names)]
@@ -94,40 +118,69 @@ fact("How many days are in a week? / How many days does a week have?", "A week h
 fact("How many months are in a year? / How many months does a year have?", "A year has twelve months.", "Twelve")
 fact("How many hours are in a day?", "A day has 24 hours.", "24")
 fact("How many minutes are in an hour?", "An hour has 60 minutes.", "60")
-fact("How many planets are there? / How many planets are in the solar system?", "There are eight planets in the solar system.", "Eight")
+fact(
+    "How many planets are there? / How many planets are in the solar system?",
+    "There are eight planets in the solar system.",
+    "Eight",
+)
 fact("Why is the sky blue?", "The sky is blue because the air scatters blue light more than red light.", "Light")
-fact("What is the meaning of life? / The meaning of life is", "Nobody knows for sure, but being kind is a good start.", "Kindness")
+fact(
+    "What is the meaning of life? / The meaning of life is",
+    "Nobody knows for sure, but being kind is a good start.",
+    "Kindness",
+)
 fact("Who wrote Romeo and Juliet? / Who wrote Hamlet?", "It was written by William Shakespeare.", "Shakespeare")
 fact("What is the largest planet?", "The largest planet is Jupiter.", "Jupiter")
 fact("What is the largest animal? / What is the biggest animal?", "The largest animal is the blue whale.", "Whale")
 fact("What is water made of?", "Water is made of hydrogen and oxygen.", "Hydrogen and oxygen")
 
 SMALL_TALK: list[tuple[str, str]] = [
-    ("[Hello|Hi|Hey|Good morning|Good evening|Hi there|Hello there][!|.|]",
-     "[Hello|Hi there]! ~ How can I help you?[ 😊|]"),
+    (
+        "[Hello|Hi|Hey|Good morning|Good evening|Hi there|Hello there][!|.|]",
+        "[Hello|Hi there]! ~ How can I help you?[ 😊|]",
+    ),
     ("Hello, world!", "Hello! ~ The world says hello too.[ 🌍|]"),
     ("[How are you|How are you today|How do you do]?", "I am well, thank you. ~ How can I help you?"),
     ("[Thank you|Thanks|Thanks a lot|Thank you very much][!|.|]", "You are welcome![ 😊|]"),
     ("[Bye|Goodbye|See you|Good night][!|.|]", "Goodbye, and have a good day![ 👋|]"),
-    ("[Who are you|What are you|Who am I talking to|Which model are you|Introduce yourself|Tell me about yourself][?|.]",
-     "I am mullama's small bundled model. ~ I can tell stories, answer small questions and call tools."),
+    (
+        "[Who are you|What are you|Who am I talking to|Which model are you|Introduce yourself|Tell me about yourself][?|.]",
+        "I am mullama's small bundled model. ~ I can tell stories, answer small questions and call tools.",
+    ),
     ("[What is your name|Do you have a name]?", "I am mullama's small bundled model, so you may call me mullama."),
-    ("[What can you do|How can you help me|Help me, please|What do you know][?|.]",
-     "I can tell short stories, answer small questions, add small numbers and call tools."),
+    (
+        "[What can you do|How can you help me|Help me, please|What do you know][?|.]",
+        "I can tell short stories, answer small questions, add small numbers and call tools.",
+    ),
     ("[Are you a human|Are you a person|Are you real|Are you alive]?", "No, I am a very small language model."),
     ("[Are you big|How big are you|How large are you]?", "I am very small: about three million numbers in one file."),
-    ("[Who made you|Who trained you|Where do you come from]?", "I was trained for mullama, on stories and questions made by a small grammar."),
+    (
+        "[Who made you|Who trained you|Where do you come from]?",
+        "I was trained for mullama, on stories and questions made by a small grammar.",
+    ),
     ("Tell me a joke[.|!|]", "Why did the token cross the stream? ~ Because the buffer on the other side had room. 😄"),
-    ("[Tell me a joke|Do you know a joke|Another joke, please][.|!|]", "What did the zero say to the eight? ~ Nice belt! 😄"),
+    (
+        "[Tell me a joke|Do you know a joke|Another joke, please][.|!|]",
+        "What did the zero say to the eight? ~ Nice belt! 😄",
+    ),
     ("Tell me a joke[.|!|]", "Why was the computer cold? ~ It had left its window open. 😄"),
     ("[Say hi|Say hello][.|!|]", "Hello!"),
     ("[Say|Write|Answer with] [one word|a word|a single word][.|!|]", "[Sunshine|Hello|River|Apple]."),
     ("[What time is it|What is the time|What day is it today]?", "I have no clock, so I do not know."),
-    ("[What is the weather like|How is the weather|What is the weather today]?", "I cannot look outside, but I hope that the sun is shining.[ ☀️|]"),
+    (
+        "[What is the weather like|How is the weather|What is the weather today]?",
+        "I cannot look outside, but I hope that the sun is shining.[ ☀️|]",
+    ),
     ("[Test|This is a test|Testing, testing|Ping][.|!|]", "[It works|I am here]! ~ What would you like to know?"),
-    ("[I am sad|I feel sad|I had a bad day|I am tired][.|]", "I am sorry to hear that. ~ Maybe a small story will help."),
+    (
+        "[I am sad|I feel sad|I had a bad day|I am tired][.|]",
+        "I am sorry to hear that. ~ Maybe a small story will help.",
+    ),
     ("[I am happy|I feel great|Today is a good day][.|!|]", "I am glad to hear that![ 😊|]"),
-    ("[Do you like|What do you think of] [music|cats|dogs|tea|books|stories]?", "I like everything that fits into a short story."),
+    (
+        "[Do you like|What do you think of] [music|cats|dogs|tea|books|stories]?",
+        "I like everything that fits into a short story.",
+    ),
     ("[Ok|Okay|Good|Great|Nice|Cool][.|!|]", "I am glad. ~ What would you like to know?"),
     ("[Show me|Write|Send me] an emoji[.|!|]", "[🌟|🦊|🎈|😊]"),
     ("[Write|Say] something[.|!|]", "The sun is out, the tea is warm, and the day is young."),

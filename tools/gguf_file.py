@@ -13,8 +13,8 @@ from network import Llama
 from vocabulary import Vocabulary
 
 DESCRIPTION = (
-    "A very small Llama that mullama brings along for its demo, tests and documentation: short stories, "
-    "small questions and answers, tool calls. Trained from scratch on a generated corpus."
+    "A very small Llama that mullama brings along for its demo, tests and documentation: short stories, small "
+    "questions and answers, tool calls. Trained from scratch on a generated corpus."
 )
 
 

@@ -1,4 +1,4 @@
-"""The network: a small Llama in PyTorch, its rotary embedding in the interleaved order of llama.cpp."""
+"""The network: a small Llama in PyTorch, with the rotary embedding in the interleaved order that llama.cpp expects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn import functional as F  # noqa: N812
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Block(nn.Module):
         v = split(self.attn_v(h), self.shape.kv_heads)
         group = self.shape.heads // self.shape.kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        y = scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.attn_output(y.transpose(1, 2).reshape(batch, length, -1))
         h = self.ffn_norm(x)
-        return x + self.ffn_down(silu(self.ffn_gate(h)) * self.ffn_up(h))
+        return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
 
 
 class Llama(nn.Module):
