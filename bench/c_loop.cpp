@@ -98,6 +98,14 @@ Options parse(int argc, char ** argv) {
     integer("--mirostat", s.mirostat);
     real("--mirostat-tau", s.mirostat_tau);
     real("--mirostat-eta", s.mirostat_eta);
+    real("--adaptive-target", s.adaptive_target);
+    real("--adaptive-decay", s.adaptive_decay);
+    options["--samplers"] = [&](const std::string & v) {
+        std::vector<std::string> names;
+        each_item(v, [&](const std::string & name) { names.push_back(name); });
+        s.samplers = common_sampler_types_from_names(names);
+    };
+    options["--grammar"] = [&](const std::string & v) { s.grammar = {COMMON_GRAMMAR_TYPE_USER, v}; };
     options["--ignore-eos"] = [&](const std::string & v) { s.ignore_eos = std::stoi(v) != 0; };
     options["--logit-bias"] = [&](const std::string & v) {
         each_item(v, [&](const std::string & item) {
