@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,9 @@ import anyio
 import pytest
 
 from mullama import AsyncContext, Context, Model, SamplerParams
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Never ends by itself, so that a test decides when: the end tokens are forbidden.
 ENDLESS = SamplerParams(ignore_eos=True, seed=1)

@@ -28,7 +28,8 @@ from mullama import Context, Model, ModelLoadError, SamplerParams, default_model
 # Forks a warm process for each path that it reads, and answers with how that ended, what it said, and what was printed.
 TRIER = """
 import json, os, resource, signal, sys, tempfile
-from mullama import *
+from mullama import Context, Model, SamplerParams
+from mullama import ContextError, GenerationError, ModelLoadError, SamplingError, TokenizationError
 
 def attempt(path):
     try:

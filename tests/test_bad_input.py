@@ -330,7 +330,7 @@ SAMPLING = {
 }
 LIVES = """
 import json, sys
-from mullama import *
+from mullama import Context, InvalidParameter, Model, SamplerParams, SamplingError
 with Context(Model.load(), n_ctx=64, n_seq_max=4, n_threads=1) as context:
     for line in sys.stdin:
         values = json.loads(line)

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import pytest
-from anyio import CancelScope, ClosedResourceError, EndOfStream, WouldBlock, create_task_group, fail_after
+from anyio import CancelScope, EndOfStream, WouldBlock, create_task_group, fail_after
 from anyio.lowlevel import checkpoint
-from conftest import ENDLESS, assert_idle, serving
+from conftest import assert_idle, serving, until
+from endless import LIMIT, PROMPTS, alone, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mullama import AsyncContext, AsyncModel, Context, Model, StreamConfig, TokenStream
+from mullama import AsyncContext, Context, Model, TokenStream
+from mullama._bell import wait_until_ready
+from mullama._core import Doorbell
 
-PROMPTS = ["Once upon a time", "The little dog", "One morning, Anna", "There was a boat"]
-LIMIT = 90
 BACKENDS = ["asyncio", "trio"]
-
-
-def config(max_tokens: int, **fields: Any) -> StreamConfig:
-    return StreamConfig(**({"max_tokens": max_tokens, "params": ENDLESS, "timeout_ms": 0} | fields))
 
 
 @pytest.fixture(scope="module")
 def expected(model: Model) -> dict[str, list[int]]:
     """What each prompt yields where nobody cancels anything."""
-    with Context(model, n_ctx=512, n_seq_max=1, n_threads=2) as context:
-        return {p: [token.token_id for token in context.generate_stream(p, config(200))] for p in PROMPTS}
+    return {prompt: alone(model, prompt, 200) for prompt in PROMPTS}
 
 
 @pytest.fixture(scope="module")
 def shared(model: Model) -> Iterator[AsyncContext]:
     """One context for many examples: what one leaves behind, the next stumbles over."""
-    with Context(model, n_ctx=512, n_seq_max=3, n_threads=2) as context:
+    with Context(model, n_ctx=512, n_seq_max=3, n_threads=2, reuse_prefix=False) as context:
         yield AsyncContext(context)
+
+
+@pytest.fixture
+async def actx(model: Model) -> AsyncIterator[AsyncContext]:
+    """As the one in conftest.py; without reuse, because a cached prefix changes the last bits of a probability."""
+    async with serving(model, n_ctx=512, n_seq_max=8, reuse_prefix=False) as context:
+        yield context
 
 
 async def steps(n: int) -> None:
@@ -56,11 +60,11 @@ async def test_receives_that_are_cancelled_after_k_steps_lose_no_token(
     actx: AsyncContext, expected: dict[str, list[int]], buffer_size: int
 ) -> None:
     tokens: list[int] = []
-    n_cancelled = 0
+    n_cancelled = k = 0
+    at_end = False
     stream = actx.generate_stream(PROMPTS[0], config(120, buffer_size=buffer_size))
-    k = 0
     with fail_after(LIMIT):
-        while True:
+        while not at_end:
             with CancelScope() as scope:
                 async with create_task_group() as tasks:
 
@@ -69,11 +73,12 @@ async def test_receives_that_are_cancelled_after_k_steps_lose_no_token(
                         scope.cancel()
 
                     tasks.start_soon(cancel)
+                    before = len(tokens)
                     try:
                         tokens.append((await stream.receive()).token_id)
                     except EndOfStream:
-                        break
-            n_cancelled += scope.cancelled_caught
+                        at_end = True
+            n_cancelled += len(tokens) == before
             k = (k + 1) % 12
     assert tokens == expected[PROMPTS[0]][:120] == list(stream.completion().tokens)
     assert n_cancelled > 10
@@ -95,7 +100,8 @@ async def test_cancel_after_k_tokens(actx: AsyncContext, expected: dict[str, lis
             assert completion.finish_reason == "cancelled"
             assert [token.token_id for token in tokens] == list(completion.tokens) == expected[prompt][: len(tokens)]
             assert k <= len(tokens) <= k + 1 + k % 7
-            assert "".join(token.text for token in tokens) == completion.text
+            text = "".join(token.text for token in tokens)
+            assert completion.text.startswith(text)  # and may have what was held back: half a character
     assert_idle(actx.context)
 
 
@@ -150,10 +156,8 @@ async def play(context: AsyncContext, expected: list[int], stream: TokenStream, 
                             scope.cancel()
 
                         tasks.start_soon(cancel)
-                        try:
+                        with suppress(EndOfStream):
                             tokens.append((await stream.receive()).token_id)
-                        except (EndOfStream, ClosedResourceError) as e:
-                            assert closed or isinstance(e, EndOfStream)
                 elif what == "nowait":
                     tokens.append(stream.receive_nowait().token_id)
                 elif what == "steps":
@@ -166,8 +170,11 @@ async def play(context: AsyncContext, expected: list[int], stream: TokenStream, 
                 else:
                     closed = True
                     await stream.aclose()
-            except (WouldBlock, EndOfStream, ClosedResourceError) as e:
-                assert closed or not isinstance(e, ClosedResourceError)
+            except (WouldBlock, EndOfStream):
+                pass
+            except BaseException as e:  # in a group, where it came out of receive()
+                if not closed or "was closed" not in repr(e):
+                    raise
     stream.cancel()
     if not closed:
         tokens += [token.token_id for token in await stream.collect()]
@@ -216,7 +223,7 @@ async def test_readers_that_are_cancelled_at_random(model: Model, expected: dict
         prompt = PROMPTS[i % len(PROMPTS)]
         tokens: list[int] = []
         async with context.generate_stream(prompt, config(60, buffer_size=dice.choice((1, 4, 32)))) as stream:
-            while not (stream.is_finished() and stream.statistics().current_buffer_used == 0):
+            while len(tokens) < 60:
                 with CancelScope() as scopes[i]:
                     tokens.append((await stream.receive()).token_id)
         assert tokens == expected[prompt][:60]
@@ -228,7 +235,7 @@ async def test_readers_that_are_cancelled_at_random(model: Model, expected: dict
                 scope.cancel()
             await steps(dice.randrange(40))
 
-    async with serving(model, n_ctx=512, n_seq_max=5) as context:
+    async with serving(model, n_ctx=512, n_seq_max=5, reuse_prefix=False) as context:
         with fail_after(LIMIT):
             async with create_task_group() as tasks:
                 for i in range(n):
@@ -244,13 +251,13 @@ async def test_each_watcher_is_cancelled_when_the_watch_comes_to_it(
     """The first of eight is cancelled; as soon as it has let go, so is the next, which has just been told to watch."""
     if native and anyio_backend[0] != "asyncio":
         pytest.skip("asyncio's own way of cancelling")
-    cancels: list[Callable[[], object]] = []
+    cancels: dict[int, Callable[[], object]] = {}
     done: list[int] = []
 
     async def reader(i: int, stream: TokenStream) -> None:
         try:
             with CancelScope() as scope:
-                cancels.append(asyncio.current_task().cancel if native else scope.cancel)  # type: ignore[union-attr]
+                cancels[i] = asyncio.current_task().cancel if native else scope.cancel  # type: ignore[union-attr]
                 await stream.receive()
                 done.append(i)
         except asyncio.CancelledError:
@@ -272,234 +279,62 @@ async def test_each_watcher_is_cancelled_when_the_watch_comes_to_it(
                 await steps(5)  # now all of them wait
                 cancels[0]()
                 await steps(5 * n)
-                await blocker.aclose()
+                blocker.close()  # without waiting: that would be another watcher
         assert done == [n - 1]
         assert [len(await stream.collect()) for stream in streams] == [1] * (n - 1) + [0]
 
 
+class Rung:
+    """A stream as the bell sees it, whose engine rings when the test says so."""
+
+    def __init__(self) -> None:
+        self.bell: Doorbell | None = None
+        self.ready = self.armed = False
+        self.n_armed = 0
+
+    def arm(self, bell: Doorbell) -> None:
+        self.bell, self.armed = bell, True
+        self.n_armed += 1
+
+    def notify(self) -> None:
+        if self.armed:
+            self.armed = False
+            os.write(self.bell.fileno(), (1).to_bytes(8, sys.byteorder))  # type: ignore[union-attr]
+
+
 @pytest.mark.anyio
-async def test_a_ring_for_a_token_that_was_taken_already(model: Model) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the doorbell is rung at its other end")
+async def test_a_ring_for_a_token_that_was_taken_already() -> None:
     """It uses up the wish to be told of the next one, which has to be renewed while another task has the watch."""
-    async with serving(model, n_ctx=1024, n_seq_max=2) as context:
-        for _ in range(6):
-            running = [context.generate_stream(PROMPTS[0], config(400)) for _ in range(2)]
+    watched, followed = Rung(), Rung()
+    with fail_after(LIMIT):
+        async with create_task_group() as tasks:
+            tasks.start_soon(wait_until_ready, watched)
+            await steps(5)
+            tasks.start_soon(wait_until_ready, followed)
+            await steps(5)
+            n = watched.n_armed
+            followed.notify()  # its reader has taken the token, and armed again, between the push and this
+            await until(lambda: watched.n_armed > n)
+            assert followed.armed
+            followed.ready = True
+            followed.notify()
+            await until(lambda: watched.n_armed > n + 1)
+            watched.ready = True
+            watched.notify()
+
+
+@pytest.mark.anyio
+async def test_fast_readers_beside_a_watcher_that_waits_long(model: Model) -> None:
+    """The same with an engine: the one in the queue watches, and those before it must be told of each token."""
+    async with serving(model, n_ctx=1024, n_seq_max=2, n_threads=1) as context:
+        for _ in range(2):
+            running = [context.generate_stream(PROMPTS[0], config(300)) for _ in range(2)]
             waiting = context.generate_stream(PROMPTS[1], config(1))
             with fail_after(LIMIT):
                 async with create_task_group() as tasks:
-                    tasks.start_soon(waiting.collect)  # it comes first and watches, with nothing to see for long
+                    tasks.start_soon(waiting.collect)
                     await steps(3)
                     for stream in running:
                         tasks.start_soon(stream.collect)
-            assert [stream.tokens_generated() for stream in (*running, waiting)] == [400, 400, 1]
-
-
-# ------------------------------------------------------------------------------------------------------ plain asyncio
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """As a program without anyio does it."""
-    asyncio.run(asyncio.wait_for(main, LIMIT))
-
-
-def test_asyncio_task_cancel(shared: AsyncContext, expected: dict[str, list[int]]) -> None:
-    """A receive whose task is cancelled has taken no token, or has returned it."""
-
-    async def main() -> None:
-        tokens: list[int] = []
-        cancelled = 0
-        async with shared.generate_stream(PROMPTS[0], config(100, buffer_size=3)) as stream:
-            while len(tokens) < 100:
-                task = asyncio.create_task(stream.receive())
-                for _ in range(cancelled % 8):
-                    await asyncio.sleep(0)
-                task.cancel()
-                try:
-                    tokens.append((await task).token_id)
-                except asyncio.CancelledError:
-                    cancelled += 1
-                    continue
-                cancelled += 1
-            assert stream.completion().finish_reason == "length"
-        assert tokens == expected[PROMPTS[0]][:100]
-
-        async def read() -> None:
-            async with shared.generate_stream(PROMPTS[1], config(400)) as stream:
-                started.set()
-                async for _ in stream:
-                    pass
-
-        for k in range(10):
-            started = asyncio.Event()
-            task = asyncio.create_task(read())
-            await started.wait()
-            for _ in range(3 * k):
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            while shared.statistics().busy:  # nobody shields a task from its own cancel(): the slot follows
-                await asyncio.sleep(0.001)
-
-    run(main())
-    assert_idle(shared.context)
-
-
-def test_asyncio_time_limits(shared: AsyncContext, expected: dict[str, list[int]]) -> None:
-    async def main() -> None:
-        tokens = []
-        async with shared.generate_stream(PROMPTS[0], config(60, buffer_size=2)) as stream:
-            limit = 0.0
-            while len(tokens) < 60:
-                limit = (limit + 0.0003) % 0.003
-                try:
-                    tokens.append((await asyncio.wait_for(stream.receive(), limit)).token_id)
-                except asyncio.TimeoutError:  # noqa: UP041  Python 3.10 has two of them
-                    continue
-        assert tokens == expected[PROMPTS[0]][:60]
-        if sys.version_info >= (3, 11):
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05), shared.generate_stream(PROMPTS[0], config(400)) as stream:
-                    async for _ in stream:
-                        await asyncio.sleep(0.001)
-            assert stream.completion().finish_reason == "cancelled"
-
-    run(main())
-    while shared.statistics().busy:
-        pass
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup came with Python 3.11")
-def test_asyncio_task_group(shared: AsyncContext) -> None:
-    async def read(fails: bool) -> None:
-        async with shared.generate_stream(PROMPTS[0], config(400)) as stream:
-            async for _ in stream:
-                if fails and stream.tokens_generated() > 20:
-                    raise ZeroDivisionError
-
-    async def main() -> None:
-        with pytest.raises(BaseException) as caught:  # noqa: PT012
-            async with asyncio.TaskGroup() as tasks:  # type: ignore[attr-defined]
-                for i in range(8):
-                    tasks.create_task(read(i == 2))
-        assert [type(e) for e in caught.value.exceptions] == [ZeroDivisionError]  # type: ignore[attr-defined]
-        assert len((await shared.generate(PROMPTS[1], config(5))).tokens) == 5
-
-    run(main())
-    while shared.statistics().busy:
-        pass
-
-
-# ------------------------------------------------------------------------------------------------------ loading, loops
-
-
-def engines() -> int:
-    return sum(thread.name == "mullama-engine" for thread in threading.enumerate())
-
-
-@pytest.mark.anyio
-async def test_a_load_that_is_cancelled() -> None:
-    """At any of its steps, by its own report of progress or from outside; nothing is left of it."""
-    before = engines()
-    for k in (0, 1, 3, 7):
-        shares: list[float] = []
-        with CancelScope() as scope:
-
-            def progress(share: float, scope: CancelScope = scope, k: int = k, shares: list[float] = shares) -> None:
-                shares.append(share)
-                if len(shares) > k:
-                    scope.cancel()
-
-            async with await AsyncModel.load(on_progress=progress):
-                await anyio.sleep_forever()
-        assert scope.cancelled_caught
-        assert len(shares) == k + 1
-        assert engines() == before
-    for k in range(12):
-        with CancelScope() as scope:
-            async with create_task_group() as tasks:
-
-                async def cancel(scope: CancelScope = scope, k: int = k) -> None:
-                    await steps(2**k)
-                    scope.cancel()
-
-                tasks.start_soon(cancel)
-                async with await AsyncModel.load(n_gpu_layers=0):
-                    await anyio.sleep_forever()
-        assert scope.cancelled_caught
-        assert engines() == before
-
-
-def test_asyncio_cancels_a_load() -> None:
-    before = engines()
-
-    async def main() -> None:
-        task = asyncio.create_task(AsyncModel.load(on_progress=lambda _: task.cancel() and None))
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        for k in range(12):
-            task = asyncio.create_task(AsyncModel.load())
-            for _ in range(2**k):
-                await asyncio.sleep(0)
-            task.cancel()
-            try:
-                await (await task).aclose()  # it was there before
-            except asyncio.CancelledError:
-                pass
-        while engines() > before:
-            await asyncio.sleep(0.001)
-
-    run(main())
-
-
-@pytest.mark.parametrize("backends", [("asyncio", "trio"), ("asyncio", "asyncio"), ("trio", "trio")])
-def test_two_event_loops(shared: AsyncContext, expected: dict[str, list[int]], backends: tuple[str, str]) -> None:
-    """One context serves both; what one cancels does not disturb the other, and a stream may move between them."""
-    failures: list[BaseException] = []
-    begun = threading.Barrier(2, timeout=LIMIT)
-
-    async def cancel_many() -> None:
-        begun.wait()
-        for k in range(20):
-            async with shared.generate_stream(PROMPTS[1], config(100)) as stream:
-                for _ in range(k % 4):
-                    await stream.receive()
-
-    async def read_on() -> None:
-        begun.wait()
-        for prompt in PROMPTS:
-            async with shared.generate_stream(prompt, config(100, buffer_size=2)) as stream:
-                assert [token.token_id for token in await stream.collect()] == expected[prompt][:100]
-
-    def thread(main: Any, backend: str) -> None:
-        async def limited() -> None:
-            with fail_after(LIMIT):
-                await main()
-
-        try:
-            anyio.run(limited, backend=backend)
-        except BaseException as e:
-            failures.append(e)
-
-    threads = [
-        threading.Thread(target=thread, args=pair) for pair in zip((cancel_many, read_on), backends, strict=True)
-    ]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert failures == []
-
-    tokens: list[int] = []
-
-    async def read_part(stream: TokenStream, n: int) -> None:
-        with fail_after(LIMIT):
-            with CancelScope() as scope:
-                scope.cancel()
-                await stream.receive()
-            tokens.extend([(await stream.receive()).token_id for _ in range(n)])
-
-    stream = shared.generate_stream(PROMPTS[0], config(40, buffer_size=4))
-    for backend in backends:
-        anyio.run(read_part, stream, 20, backend=backend)
-    assert tokens == expected[PROMPTS[0]][:40]
-    assert_idle(shared.context)
+            assert [stream.tokens_generated() for stream in (*running, waiting)] == [300, 300, 1]

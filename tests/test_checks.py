@@ -42,6 +42,8 @@ REAL: Bounds = {
     (SamplerParams, "dry_base"): ([1, 1.75], [0.99, 1.1e6]),
     (SamplerParams, "mirostat_tau"): ([0, 100], [-0.1, 101]),
     (SamplerParams, "mirostat_eta"): ([0, 1], [-0.1, 1.1]),
+    (SamplerParams, "adaptive_target"): ([-1], [-0.5, 1.1]),  # more only beside a chain that ends in it
+    (SamplerParams, "adaptive_decay"): ([0, 0.99], [-0.1, 1]),
 }
 WHOLE: Bounds = {
     (SamplerParams, "top_k"): ([0, 1, INT_MAX], [-1, INT_MAX + 1]),
@@ -54,6 +56,8 @@ WHOLE: Bounds = {
     (StreamConfig, "max_tokens"): ([None, 1, INT_MAX], [0, -2, INT_MAX + 1]),
     (StreamConfig, "stream_delay_ms"): ([0, INT_MAX], [-1, INT_MAX + 1]),
     (StreamConfig, "buffer_size"): ([1, 65536], [0, -1, 65537]),
+    (StreamConfig, "min_tokens"): ([0, 256], [-1, 257, INT_MAX + 1]),
+    (StreamConfig, "top_logprobs"): ([0, 20], [-1, 21]),
     (StreamConfig, "timeout_ms"): ([0, 1, INT_MAX], [-1, INT_MAX + 1]),
     (ContextParams, "n_ctx"): ([None, 1, INT_MAX // 4], [0, -1, INT_MAX // 4 + 1, INT_MAX + 1]),
     (ContextParams, "n_batch"): ([512, LOOK_BACK], [0, -1, LOOK_BACK + 1]),
@@ -70,7 +74,14 @@ NUMBERS = REAL | WHOLE
 
 FLAGS = [(SamplerParams, "ignore_eos"), (ContextParams, "reuse_prefix")]
 TEXTS = [(SamplerParams, "dry_sequence_breakers"), (StreamConfig, "stop_sequences")]
-OTHERS = [(SamplerParams, "logit_bias"), (StreamConfig, "params")]
+OTHERS = [
+    (SamplerParams, "logit_bias"),
+    (SamplerParams, "samplers"),
+    (SamplerParams, "grammar"),
+    (SamplerParams, "json_schema"),
+    (StreamConfig, "lora"),
+    (StreamConfig, "params"),
+]
 
 NO_NUMBER = [
     True,

@@ -45,6 +45,11 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "min_keep": 0,
         "ignore_eos": False,
         "logit_bias": None,
+        "samplers": None,
+        "adaptive_target": -1.0,
+        "adaptive_decay": 0.9,
+        "grammar": None,
+        "json_schema": None,
         "seed": None,
     },
     # The table of the API reference, and `params`.
@@ -57,6 +62,9 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "stream_delay_ms": 0,
         "buffer_size": 32,
         "timeout_ms": 30000,
+        "min_tokens": 0,
+        "top_logprobs": 0,
+        "lora": (),
         "params": None,
     },
     ContextParams: {

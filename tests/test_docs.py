@@ -10,9 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import importlib.util
 import inspect
-import json
 import os
 import re
 import subprocess
@@ -23,6 +21,8 @@ from types import CodeType
 from typing import Any
 
 import anyio
+import gguf
+import numpy as np
 import pytest
 
 import mullama
@@ -30,7 +30,6 @@ import mullama
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name != "demo.py")
 TIME_LIMIT = 110  # seconds for a page; they take a few where the machine is idle
 
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -82,6 +81,24 @@ async def _await(code: CodeType, names: dict[str, Any]) -> None:
     await eval(code, names)
 
 
+def make_adapter(file: Path) -> None:
+    """A LoRA adapter for the bundled model, of random numbers."""
+    model = mullama.Model.load()
+    numbers = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 1.0)
+    for end in ("a", "b"):
+        shape = (1, model.n_embd) if end == "a" else (model.n_embd, 1)
+        tensor = numbers.normal(0, 0.3, shape).astype(np.float32)
+        writer.add_tensor(f"blk.0.attn_q.weight.lora_{end}", tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def run_python(folder: Path, *args: str) -> str:
     (folder / "model.gguf").symlink_to(mullama.default_model())
     done = subprocess.run(
@@ -100,6 +117,8 @@ def run_python(folder: Path, *args: str) -> str:
 @both
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_examples_run(page: Path, backend: str, tmp_path: Path) -> None:
+    if '"adapter.gguf"' in page.read_text("utf-8"):
+        make_adapter(tmp_path / "adapter.gguf")
     run_python(tmp_path, __file__, str(page), backend)
 
 
@@ -107,98 +126,6 @@ def test_examples_run(page: Path, backend: str, tmp_path: Path) -> None:
 def test_no_python_is_left_out(page: Path) -> None:
     languages = {match[1].strip() for match in FENCE.finditer(page.read_text("utf-8"))}
     assert languages <= {"python", "pyi", "text", "mermaid", ""}
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
-def test_example_files_run(example: Path, tmp_path: Path) -> None:
-    run_python(tmp_path, str(example))
-
-
-# -- the web example, as a server would call it
-
-
-def load_example(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Client:
-    """The two channels of an ASGI connection, seen from the other end."""
-
-    def __init__(self, *messages: dict[str, Any]) -> None:
-        self.to_app, self._app_reads = anyio.create_memory_object_stream[dict[str, Any]](10)
-        self._app_writes, self.from_app = anyio.create_memory_object_stream[dict[str, Any]](0)
-        for message in messages:
-            self.to_app.send_nowait(message)
-
-    async def receive(self) -> dict[str, Any]:
-        return await self._app_reads.receive()
-
-    async def send(self, message: dict[str, Any]) -> None:
-        await self._app_writes.send(message)
-
-    def close(self) -> None:
-        for end in (self.to_app, self._app_reads, self._app_writes, self.from_app):
-            end.close()
-
-
-def request(prompt: str) -> dict[str, Any]:
-    return {"type": "http.request", "body": json.dumps({"prompt": prompt}).encode(), "more_body": False}
-
-
-@pytest.mark.anyio
-async def test_web_example_streams_events() -> None:
-    web = load_example("web_asgi")
-    client = Client(request("Once upon a time"))
-    async with await mullama.AsyncModel.load() as web.model, anyio.create_task_group() as tasks:
-        tasks.start_soon(web.app, {"type": "http", "method": "POST", "path": "/generate"}, client.receive, client.send)
-        start = await client.from_app.receive()
-        assert (start["type"], start["status"]) == ("http.response.start", 200)
-        body = b""
-        with anyio.fail_after(TIME_LIMIT):
-            while (message := await client.from_app.receive()).get("more_body"):
-                body += message["body"]
-    events = [line.removeprefix("data: ") for line in body.decode().split("\n\n") if line]
-    assert events[-1] == "[DONE]"
-    assert len("".join(json.loads(event)["text"] for event in events[:-1]).split()) > 3
-    client.close()
-
-
-@pytest.mark.anyio
-async def test_web_example_stops_for_a_client_that_goes_away() -> None:
-    web = load_example("web_asgi")
-    web.CONFIG = mullama.StreamConfig(max_tokens=None, params=mullama.SamplerParams(ignore_eos=True))
-    client = Client(request("Once upon a time"))
-    async with await mullama.AsyncModel.load() as web.model:
-        async with anyio.create_task_group() as tasks:
-            scope = {"type": "http", "method": "POST", "path": "/generate"}
-            tasks.start_soon(web.app, scope, client.receive, client.send)
-            for _ in range(3):
-                await client.from_app.receive()
-            assert web.model.statistics().busy == 1
-            client.to_app.send_nowait({"type": "http.disconnect"})
-        assert web.model.statistics().busy == 0
-    client.close()
-
-
-@pytest.mark.anyio
-async def test_web_example_speaks_over_a_websocket() -> None:
-    web = load_example("web_asgi")
-    client = Client({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "Once upon a time"})
-    async with await mullama.AsyncModel.load() as web.model, anyio.create_task_group() as tasks:
-        tasks.start_soon(web.app, {"type": "websocket", "path": "/ws"}, client.receive, client.send)
-        assert (await client.from_app.receive())["type"] == "websocket.accept"
-        kinds = []
-        with anyio.fail_after(TIME_LIMIT):
-            while "done" not in kinds:
-                kinds.append(json.loads((await client.from_app.receive())["text"])["type"])
-        client.to_app.send_nowait({"type": "websocket.disconnect"})
-    assert set(kinds) == {"token", "done"}
-    client.close()
 
 
 # -- the pages
@@ -315,6 +242,7 @@ def written_signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tupl
     lead: list[ast.expr | None] = [None] * (len(positional) - len(args.defaults))
     found: list[tuple[str, Any, ast.expr | None]] = [
         *((a.arg, kinds.POSITIONAL_OR_KEYWORD, d) for a, d in zip(positional, [*lead, *args.defaults], strict=True)),
+        *((a.arg, kinds.VAR_POSITIONAL, None) for a in [args.vararg] if a),
         *((a.arg, kinds.KEYWORD_ONLY, d) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True)),
     ]
     if args.kwarg:
@@ -381,6 +309,18 @@ def test_records_are_as_written(name: str) -> None:
             assert ast.literal_eval(table[field.name][2].strip("`")) == field.default, field.name
     for extra in public(getattr(mullama, name)) - {field.name for field in fields}:
         assert f"`{extra}" in section(name), extra
+
+
+def test_options_of_a_chat_are_as_written() -> None:
+    assert list(rows(section("ChatOptions"))) == list(mullama.ChatOptions.__annotations__)
+
+
+def test_samplers_are_as_written() -> None:
+    from mullama.config import SAMPLERS
+
+    words = re.search(r"The words of `samplers` are llama.cpp's: (.*?)\. A step", section("SamplerParams"), re.DOTALL)
+    assert words
+    assert tuple(re.findall(r"`(\w+)`", words[1])) == SAMPLERS
 
 
 def test_errors_are_as_written() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from mullama import errors
 from mullama.errors import (
+    ChatError,
     ClosedError,
     ContextError,
     ForkError,
@@ -25,6 +26,7 @@ from mullama.errors import (
     ModelPermissionError,
     MullamaError,
     SamplingError,
+    StateError,
     StreamingError,
     TokenizationError,
     model_load_error,
@@ -37,6 +39,8 @@ CODES: dict[type[MullamaError], str] = {
     ModelIsADirectoryError: "MODEL_LOAD_ERROR",
     ModelPermissionError: "MODEL_LOAD_ERROR",
     ContextError: "CONTEXT_ERROR",
+    ChatError: "CHAT_ERROR",
+    StateError: "STATE_ERROR",
     ForkError: "FORKED",
     TokenizationError: "TOKENIZATION_ERROR",
     SamplingError: "SAMPLING_ERROR",

@@ -28,7 +28,9 @@ def rewritten(path: Path, changes: dict[str, Any], **writer: Any) -> Path:
         if name not in changes:
             new.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
     for name, value in changes.items():
-        if isinstance(value, list):
+        if name == "general.alignment" and value == 64:
+            new.add_custom_alignment(value)  # and lays the tensors out by it
+        elif isinstance(value, list):
             new.add_array(name, value)
         elif isinstance(value, str):
             new.add_string(name, value)

@@ -138,7 +138,13 @@ async def test_the_event_loop_ticks_while_eight_streams_run(model: Model) -> Non
     """While their long prompts are computed, all in one step of the engine, and while they decode."""
     n_ctx = 1024
     async with serving(
-        model, n_ctx=n_ctx, n_seq_max=8, n_batch=8 * n_ctx, n_ubatch=2048, reuse_prefix=False
+        # One thread: two that wait for each other at every step take minutes on a machine that is busy otherwise.
+        model,
+        n_ctx=n_ctx,
+        n_seq_max=8,
+        n_batch=8 * n_ctx,
+        n_ubatch=2048,
+        n_threads=1,
     ) as context:
         started = [anyio.Event() for _ in range(8)]
         ticks = Ticks()

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import serving
-from native.programs import ROOT, program, run
 
+from build_programs import ROOT, program, run
 from mullama import Context, Model, SamplerParams, StreamConfig, TokenIterator
 
 N_CTX = 512
@@ -61,7 +61,9 @@ def arguments(path: Path, prompt: Sequence[int], params: SamplerParams, n: int, 
         value = getattr(params, field.name)
         if field.name == "logit_bias" and value is not None:
             value = ",".join(f"{token}:{bias}" for token, bias in value.items())
-        if value is not None and field.name != "dry_sequence_breakers":
+        if field.name == "samplers" and value is not None:
+            value = ",".join(value)
+        if value is not None and field.name not in ("dry_sequence_breakers", "json_schema"):
             values[field.name.replace("_", "-")] = int(value) if isinstance(value, bool) else value
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
@@ -111,6 +113,9 @@ SETTINGS = {
     "mirostat 1": SamplerParams(seed=11, mirostat=1, mirostat_tau=3.0, mirostat_eta=0.2, ignore_eos=True),
     "mirostat 2": SamplerParams(seed=12, mirostat=2, mirostat_tau=4.0, ignore_eos=True),
     "min-keep": SamplerParams(seed=13, top_p=0.1, min_keep=5, temperature=1.5, ignore_eos=True),
+    "another order": SamplerParams(seed=15, samplers=["temperature", "min_p", "top_k"], min_p=0.02, temperature=2.5),
+    "adaptive-p": SamplerParams(seed=16, samplers=["top_k", "adaptive_p"], adaptive_target=0.3, adaptive_decay=0.8),
+    "a grammar": SamplerParams(seed=17, grammar='root ::= ([a-m]{2,4} " "?)+', temperature=1.5),
     "biases": SamplerParams(seed=14, logit_bias={300: 8.0, 301: 7.5, 302: float("-inf")}, ignore_eos=True),
 }
 
@@ -273,7 +278,7 @@ def test_an_aborted_prompt_harms_no_neighbour(model: Model, plain: Plain, check:
             got = [next(neighbour).token_id]
             for i in range(12):
                 context.clear_cache()
-                with context.generate_stream(prompt, config=config(GREEDY, 8)) as stream:
+                with context.generate_stream(prompt, config=config(GREEDY, -1)) as stream:
                     got += [next(neighbour).token_id for _ in range(1 + i % 4)]
                     stream.cancel()
                 assert stream.completion().finish_reason == "cancelled"

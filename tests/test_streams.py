@@ -155,7 +155,7 @@ async def test_a_second_reader_at_once_is_refused(actx: AsyncContext) -> None:
         tasks.start_soon(read)  # waits, because all slots are taken
         await wait_all_tasks_blocked()
         for refused in (stream.receive, stream.next, stream.collect):
-            with pytest.raises(BusyResourceError):
+            with anyio.fail_after(60), pytest.raises(BusyResourceError):
                 await refused()
         for refused_too in (stream.receive_nowait, stream.try_next):
             with pytest.raises(BusyResourceError):
@@ -175,6 +175,32 @@ async def test_a_cancelled_reader_makes_room_for_another(actx: AsyncContext) -> 
         assert scope.cancelled_caught
         with pytest.raises(WouldBlock):
             stream.receive_nowait()
+
+
+@pytest.mark.parametrize("victims", [(0,), (1,), (0, 1), (0, 1, 2), (0, 3), (1, 2)])
+async def test_readers_that_are_cancelled_leave_the_others_waiting_well(victims: tuple[int, ...], model: Model) -> None:
+    """One of them watches the doorbell for all; whichever goes, and whoever was to be next, another takes over."""
+    async with serving(model, n_ctx=256, n_seq_max=1) as context:
+        for _ in range(5):
+            hog = context.generate_stream("A cat", ONE_TOKEN_A_DAY)
+            streams = [context.generate_stream(f"{i} dogs", config(5)) for i in range(4)]  # they wait in the queue
+            scopes = [anyio.CancelScope() for _ in streams]
+            got: list[list[TokenData]] = [[] for _ in streams]
+
+            async def read(i: int, streams: Any = streams, scopes: Any = scopes, got: Any = got) -> None:
+                with scopes[i]:
+                    got[i] = await streams[i].collect()
+
+            async with create_task_group() as tasks:
+                for i in range(4):
+                    tasks.start_soon(read, i)
+                    await wait_all_tasks_blocked()
+                for i in victims:
+                    scopes[i].cancel()
+                await wait_all_tasks_blocked()
+                await hog.aclose()
+            assert [len(tokens) for tokens in got] == [0 if i in victims else 5 for i in range(4)]
+            assert [len(await streams[i].collect()) for i in victims] == [5] * len(victims)
 
 
 async def test_closing_under_a_reader_that_was_just_rung_for(model: Model) -> None:

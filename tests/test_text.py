@@ -261,3 +261,23 @@ def test_stop_strings_among_invalid_bytes(alone: Context, seed: int) -> None:
         assert completion.stop_sequence == (stops[found] if found >= 0 else None)
         assert completion.finish_reason == ("stop" if found >= 0 else "length")
         assert completion.tokens == free.tokens[: len(expected)]
+
+
+def test_a_cancel_loses_nothing_of_what_was_generated(alone: Context) -> None:
+    """Wherever it comes: the completion has the text of its tokens, also what they only began."""
+    first, second = (byte_tokens(alone.model)[byte] for byte in "é".encode())
+    bias = {first: 1e4, second: 1e4}  # one half of a character after the other, since none comes twice
+    halves = {"logit_bias": bias, "presence_penalty": 1e5, "penalty_last_n": 1, "temperature": 0.0}
+    outcomes = set()
+    for i in range(300):
+        with alone.generate_stream(PROMPT, config=config(1, -1, ["é" * 9], **halves)) as stream:
+            records = [next(stream) for _ in range(1 + i % 6)]
+            stream.cancel()
+            records += list(stream)
+        completion = stream.completion()
+        assert (completion.finish_reason, completion.stop_sequence) in (("cancelled", None), ("stop", "é" * 9))
+        assert [record.token_id for record in records] == list(completion.tokens)
+        if completion.finish_reason == "cancelled":
+            assert completion.text == alone.model.detokenize(completion.tokens)
+        outcomes.add(len(records))
+    assert len(outcomes) > 3

@@ -9,12 +9,17 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <poll.h>
@@ -92,7 +97,7 @@ template <typename T> class pausing_atomic {
 #define CHECK(condition)                                                                            \
     do {                                                                                            \
         if (!(condition)) {                                                                         \
-            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
+            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);             \
             std::abort();                                                                           \
         }                                                                                           \
     } while (false)
@@ -137,6 +142,40 @@ std::string text_of(int32_t stream, int64_t i) {
     return text;
 }
 
+constexpr uint32_t n_top = 2;  // candidates that come with each record
+
+// A stream of `n` records over a ring of `capacity`.
+std::shared_ptr<mullama::Stream> make_stream(std::shared_ptr<mullama::Engine> engine, int32_t number, uint32_t capacity,
+                                             int64_t n) {
+    mullama::Request request;
+    request.prompt = {number};
+    request.max_tokens = n;
+    request.buffer_size = capacity;
+    request.n_top = n_top;
+    return std::make_shared<mullama::Stream>(std::move(engine), request, 4);
+}
+
+bool append(mullama::Stream & stream, int64_t i) {
+    mullama::Choice choice;
+    choice.token = int32_t(i);
+    choice.logprob = -float(i % 1024);
+    for (uint32_t k = 0; k < n_top; ++k) choice.top.push_back({int32_t(i + k), -float(k)});
+    const bool last = i + 1 == stream.request().max_tokens;
+    const auto finish = last ? mullama::Finish::length : mullama::Finish::running;
+    return stream.append(choice, text_of(stream.request().prompt[0], i), finish);
+}
+
+// That it is record i, whole.
+void check_record(const mullama::Stream & stream, const mullama::Record & record, int64_t i) {
+    const bool last = i + 1 == stream.request().max_tokens;
+    CHECK(record.token == i);
+    CHECK(record.logprob == -float(i % 1024));
+    CHECK(record.finish == int32_t(last ? mullama::Finish::length : mullama::Finish::running));
+    CHECK(record.n_top == n_top);
+    for (uint32_t k = 0; k < n_top; ++k) CHECK(record.top()[k].token == i + k && record.top()[k].logprob == -float(k));
+    CHECK(std::string(record.text(), record.n_bytes) == text_of(stream.request().prompt[0], i));
+}
+
 }  // namespace
 
 namespace mullama {
@@ -144,12 +183,16 @@ namespace mullama {
 // ------------------------------------------------------------------------------------------------ what is left of an engine
 
 void FreeSampler::operator()(common_sampler *) const {}
+std::shared_mutex & lora_mutex() {
+    static std::shared_mutex mutex;
+    return mutex;
+}
 Engine::Engine(std::shared_ptr<llama_model>, const EngineParams &) : vocab_(nullptr), ctx_(nullptr, nullptr) {}
 Engine::~Engine() = default;
 
 void Engine::submit(std::shared_ptr<Stream> stream) {
     std::lock_guard<std::mutex> lock(mutex_);
-    mailbox_.push_back(std::move(stream));
+    mailbox_.push_back({std::move(stream), nullptr});
     attention_.store(true);
     woken_.notify_one();
 }
@@ -174,18 +217,17 @@ void Engine::run() {
         attention_.store(false);
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            for (auto & stream : mailbox_) queue_.push_back(std::move(stream));
+            for (auto & command : mailbox_) queue_.push_back(std::move(command.stream));
             mailbox_.clear();
             if (queue_.empty() && stopping_.load()) return;
         }
         bool worked = false;
         for (auto & stream : queue_) {
-            const int32_t number = stream->request().prompt[0];
             const int64_t i = stream->generated(), n = stream->request().max_tokens;
             Finish how = stream->dead(0);
             if (how == Finish::running && !stream->full()) {
                 worked = true;
-                    if (!stream->append(int32_t(i), -float(i % 1024), text_of(number, i), i + 1 == n)) {
+                if (!append(*stream, i)) {
                     how = Finish::cancelled;
                 } else if (i + 1 == n) {
                     how = Finish::length;

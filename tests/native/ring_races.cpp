@@ -11,23 +11,21 @@ namespace {
 // Exactly `capacity` records fit, wherever in the ring they lie, and the reader that makes room is told to say so once.
 void check_capacity(uint32_t capacity) {
     auto engine = std::make_shared<Engine>(nullptr, EngineParams());
-    Request request;
-    request.prompt = {0};
-    request.buffer_size = capacity;
-    Stream stream(engine, request, 4);
+    auto kept = make_stream(engine, 0, capacity, -1);
+    Stream & stream = *kept;
     auto bell = std::make_shared<Doorbell>();
     pollfd entry{bell->fd(), POLLIN, 0};
     int32_t written = 0, taken = 0;
     for (int round = 0; round < 5; ++round) {
-        while (!stream.full()) CHECK(stream.append(written++, 0, "", false));
+        while (!stream.full()) CHECK(append(stream, written++));
         CHECK(stream.buffered() == capacity && written - taken == int32_t(capacity));
         CHECK(stream.paused());
-        CHECK(stream.front()->token == taken);
+        check_record(stream, *stream.front(), taken);
         stream.pop();
         ++taken;
         CHECK(!stream.paused() && !stream.full() && stream.buffered() == capacity - 1);
         for (; taken < written - round % 2; ++taken) {
-            CHECK(stream.front()->token == taken);
+            check_record(stream, *stream.front(), taken);
             stream.pop();
         }
     }
@@ -51,7 +49,7 @@ void check_capacity(uint32_t capacity) {
     bell->answer();
     CHECK(poll(&entry, 1, 0) == 0);
     stream.arm(bell);
-    CHECK(stream.cancel() && !stream.append(0, 0, "", false));
+    CHECK(stream.cancel() && !append(stream, 0));
     stream.end(Finish::cancelled, Fault::none, "", -1, "");
     CHECK(poll(&entry, 1, 0) == 1 && !stream.cancel());
 }
@@ -77,7 +75,8 @@ template <typename First, typename Second, typename Settle> void race(int rounds
     tight = true;
     for (int round = 1; round <= rounds; ++round) {
         begun.store(round);
-        for (volatile int i = round % 2 ? round % 64 : round * 7 % 600; i > 0; i = i - 1) {}  // meet the other at another place each time
+        // meet the other at another place each time
+        for (volatile int i = round % 2 ? round % 64 : round * 7 % 600; i > 0; i = i - 1) {}
         first();
         await(done, round);
         settle();
@@ -89,30 +88,28 @@ template <typename First, typename Second, typename Settle> void race(int rounds
 
 void check_races(int rounds) {
     auto engine = std::make_shared<Engine>(nullptr, EngineParams());
-    Request request;
-    request.prompt = {0};
-    request.buffer_size = 1;
-    Stream stream(engine, request, 4);
+    auto kept = make_stream(engine, 0, 1, -1);
+    Stream & stream = *kept;
     auto bell = std::make_shared<Doorbell>();
     pollfd entry{bell->fd(), POLLIN, 0};
 
     // The reader makes room while the engine looks for some: the engine sees it, or is woken.
     bool full = false;
     uint64_t woken = wakes.load();
-    CHECK(stream.append(0, 0, "", false));
+    CHECK(append(stream, 0));
     race(rounds, [&] { stream.pop(); }, [&] { full = stream.full(); },
          [&] {
              CHECK(!full || wakes.load() > woken);
              CHECK(!stream.paused());
              woken = wakes.load();
-             CHECK(stream.append(0, 0, "", false));
+             CHECK(append(stream, 0));
          });
     stream.pop();
 
     // A record comes while the reader goes to sleep: the reader sees it, or the bell rings.
     bool seen = false;
     race(rounds, [&] { stream.arm(bell); seen = stream.ready(); },
-         [&] { CHECK(stream.append(0, 0, "", false)); stream.notify(); },
+         [&] { CHECK(append(stream, 0)); stream.notify(); },
          [&] {
              CHECK(seen || poll(&entry, 1, 0) == 1);
              stream.disarm();
@@ -124,7 +121,7 @@ void check_races(int rounds) {
     stream.arm(bell);
     bell->ring();
     race(rounds, [&] { bell->answer(); seen = stream.ready(); },
-         [&] { CHECK(stream.append(0, 0, "", false)); stream.notify(); },
+         [&] { CHECK(append(stream, 0)); stream.notify(); },
          [&] {
              CHECK(seen || poll(&entry, 1, 0) == 1);
              stream.pop();

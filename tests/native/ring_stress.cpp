@@ -17,13 +17,9 @@ namespace {
 class Reader {
   public:
     Reader(std::shared_ptr<Engine> engine, int32_t number, uint32_t capacity, int64_t n, uint64_t seed)
-        : number_(number), n_(n), random_(seed) {
-        Request request;
-        request.prompt = {number};
-        request.max_tokens = n;
-        request.buffer_size = capacity;
+        : n_(n), random_(seed) {
         cancel_at_ = random_(4) == 0 ? int64_t(random_(uint64_t(n))) : -1;
-        stream_ = std::make_shared<Stream>(engine, request, 4);
+        stream_ = make_stream(engine, number, capacity, n);
         engine->submit(stream_);
     }
 
@@ -48,11 +44,7 @@ class Reader {
         if (!cancelled_ && random_(512) == 0) count_a_full_ring();
         const Record * record = stream_->front();
         if (record == nullptr) return false;
-        const std::string text = text_of(number_, next_);
-        CHECK(record->token == next_);
-        CHECK(record->logprob == -float(next_ % 1024));
-        CHECK(record->is_final == uint32_t(next_ + 1 == n_));
-        CHECK(std::string(record->text(), record->n_bytes) == text);
+        check_record(*stream_, *record, next_);
         stream_->pop();
         ++next_;
         moved.fetch_add(1, std::memory_order_relaxed);
@@ -79,7 +71,6 @@ class Reader {
         }
     }
 
-    const int32_t number_;
     const int64_t n_;
     Random random_;
     std::shared_ptr<Stream> stream_;
@@ -110,7 +101,8 @@ void read_alone(std::shared_ptr<Engine> engine, uint32_t capacity, int64_t recor
 }
 
 // The awaiting shell: one thread and one bell for all streams of all engines; it waits only if none of them is ready.
-void read_together(std::vector<std::shared_ptr<Engine>> engines, uint32_t capacity, int64_t records, int64_t each, uint64_t seed) {
+void read_together(std::vector<std::shared_ptr<Engine>> engines, uint32_t capacity, int64_t records, int64_t each,
+                   uint64_t seed) {
     const int64_t rounds = std::max<int64_t>(1, records / each / int64_t(3 * engines.size()));
     for (int64_t round = 0; round < rounds; ++round) {
         auto bell = std::make_shared<Doorbell>();

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from native.programs import HERE, NATIVE, program, run
+
+from build_programs import HERE, NATIVE, program, run
 
 PROGRAMS = sorted(HERE.glob("*.cpp"))
 SEEN = sorted([*HERE.glob("*.[ch]pp"), *NATIVE.glob("*.[ch]pp")])

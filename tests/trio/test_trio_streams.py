@@ -114,31 +114,6 @@ async def test_readers_that_wait_are_blocked_and_do_not_spin(model: Model) -> No
                 await stream.aclose()
 
 
-async def test_any_reader_may_be_cancelled_while_the_others_wait(model: Model) -> None:
-    """One of them watches the doorbell for all, and whichever it is, another takes over."""
-    async with serving(model, **SHAPE) as context:
-        for victim in range(4):
-            hog = [context.generate_stream(f"{i} cats", ONE_TOKEN_A_DAY) for i in range(8)]
-            streams = [context.generate_stream(f"{i} dogs", config(5)) for i in range(4)]  # these wait in the queue
-            got: list[list[TokenData]] = [[] for _ in streams]
-            scopes = [trio.CancelScope() for _ in streams]
-
-            async def read(i: int, streams: Any = streams, got: Any = got, scopes: Any = scopes) -> None:
-                with scopes[i]:
-                    got[i] = await streams[i].collect()
-
-            async with trio.open_nursery() as nursery:
-                for i in range(4):
-                    nursery.start_soon(read, i)
-                    await trio.testing.wait_all_tasks_blocked()
-                scopes[victim].cancel()
-                await trio.testing.wait_all_tasks_blocked()
-                for stream in hog:
-                    await stream.aclose()
-            assert [len(tokens) for tokens in got] == [0 if i == victim else 5 for i in range(4)]
-            assert len(await streams[victim].collect()) == 5
-
-
 # ---------------------------------------------------------------------------------------------------------- cancelling
 
 

@@ -1,0 +1,120 @@
+"""Cancellation while a long prompt is read: llama.cpp is stopped in the middle of a batch, and what is left is right."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from anyio import create_task_group, fail_after
+from conftest import serving, until
+from endless import LIMIT, PROMPT, config, long_prompt, tokens_alone
+
+from mullama import AsyncContext, Model, SamplerParams, TokenStream
+
+pytestmark = pytest.mark.anyio
+
+
+async def prefilling(context: AsyncContext, prompt: list[int]) -> TokenStream | None:
+    """A stream whose prompt is being read; None where that was over too soon."""
+    stream = context.generate_stream(prompt, config())
+    await until(lambda: context.statistics().queued == 0)
+    if not stream.tokens_generated():
+        return stream
+    await stream.aclose()
+    return None
+
+
+@contextmanager
+def listening(records: list[str]) -> Iterator[None]:
+    """Collect the lines of llama.cpp's log."""
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("mullama.llama_cpp")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+
+async def test_a_prompt_is_given_up_in_the_middle_of_a_batch(model: Model) -> None:
+    """Not only between two steps: llama.cpp is stopped within one, and says so."""
+    lines: list[str] = []
+    async with serving(model, n_ctx=2304, n_seq_max=1, n_batch=800, n_ubatch=32) as context:
+        with listening(lines):
+            for _ in range(10):
+                before = context.statistics().tokens_in
+                stream = await prefilling(context, long_prompt(model))
+                if stream is None:
+                    continue
+                await stream.aclose()
+                assert stream.completion().finish_reason == "cancelled"
+                computed = context.statistics().tokens_in - before
+                assert computed < 1999
+                if any("removing memory module entries" in line for line in lines):
+                    break
+            else:
+                pytest.fail("no batch was ever cut short")
+
+
+@pytest.mark.parametrize("n_cells", [None, 3000], ids=["own cells", "shared cells"])
+async def test_a_batch_that_is_cut_short_is_computed_again_for_the_others(model: Model, n_cells: int | None) -> None:
+    """Neighbours share the batch with a prompt that is given up: their part of it is computed again.
+
+    Where sequences have cells of their own, it was computed already and has no logits; else it is not in the memory.
+    """
+    lines: list[str] = []
+    expected = tokens_alone(model, PROMPT, 120)
+    async with serving(
+        model, n_ctx=2304, n_seq_max=2, n_batch=64, n_ubatch=32, n_cells=n_cells, reuse_prefix=False
+    ) as context:
+        with listening(lines):
+            for _ in range(10):
+                neighbour = context.generate_stream(PROMPT, config(120))
+
+                async def give_up_prompts(neighbour: TokenStream = neighbour) -> None:
+                    while not neighbour.is_finished():
+                        async with context.generate_stream(long_prompt(model), config()) as prompt:
+                            steps = context.statistics().steps
+                            await until(lambda steps=steps: context.statistics().steps > steps + 1)
+                        prompt.completion()  # this fetches the log
+
+                with fail_after(LIMIT):
+                    async with create_task_group() as tasks:
+                        tasks.start_soon(give_up_prompts)
+                        tokens = await neighbour.collect()
+                same = [a.token_id == b.token_id for a, b in zip(tokens, expected, strict=True)]
+                if n_cells is None:
+                    assert all(same)
+                # What shares its cells is added up in another order beside others, cancelled or not. Where that tips the
+                # scales between two tokens, it goes on differently; until then it agrees within what rounding makes.
+                for a, b in zip(tokens[: [*same, False].index(False)], expected, strict=False):
+                    assert a.logprob == pytest.approx(b.logprob, abs=0.2)
+                if any("removing memory module entries" in line for line in lines):
+                    break
+            else:
+                pytest.fail("no batch that they shared was ever cut short")
+
+
+async def test_what_a_cancelled_prompt_leaves_in_the_cache_is_right(model: Model) -> None:
+    """The next stream takes over the part that was computed, and goes on from there."""
+    greedy = config(1, params=SamplerParams.greedy())
+    async with serving(model, n_ctx=2304, n_seq_max=1, n_batch=256, n_ubatch=64) as context:
+        for _ in range(10):
+            prompt = long_prompt(model)
+            stream = await prefilling(context, prompt)
+            if stream is not None:
+                await stream.aclose()
+                break
+        async with context.generate_stream(prompt, greedy) as again:
+            token = await again.receive()
+        assert 64 <= again.completion().usage.cached_tokens < 1999
+        context.clear_cache()
+        async with context.generate_stream(prompt, greedy) as fresh:
+            # of the likeliest token, which is another one where rounding tips the scales, with as much likelihood
+            assert (await fresh.receive()).logprob == pytest.approx(token.logprob, abs=0.2)
+        assert fresh.completion().usage.cached_tokens == 0

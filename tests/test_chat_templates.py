@@ -1,0 +1,211 @@
+"""Templates of the large families: prompts are rendered, and scripted answers, split anywhere, parsed back into a message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_answers import CASES, NOW, WEATHER, Says
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mullama import ChatError, ChatMessage, Model, ToolCall, _core
+
+TEMPLATES = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models" / "templates"
+
+TELL_NO_TOOLS = {
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
+    "deepseek-ai-DeepSeek-V3.1",
+}  # leave that to the system prompt
+
+USER = {"role": "user", "content": "How is the weather in Paris?"}
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Model:
+    return Model.load(vocab_only=True)
+
+
+def opened(model: Model, template: str | Path, messages: Sequence[Any] = (USER,), **changes: Any) -> _core.Chat:
+    options: dict[str, Any] = {
+        "messages": json.dumps(messages).encode(),
+        "tools": b"",
+        "tool_choice": b"auto",
+        "parallel_tool_calls": True,
+        "grammar": b"",
+        "json_schema": b"",
+        "thinking": True,
+        "reasoning_format": b"auto",
+        "arguments": {},
+    }
+    path = TEMPLATES / f"{template}.jinja"
+    return _core.Chat(model.chat_templates(path), **(options | changes))
+
+
+def with_tools(model: Model, template: str, **changes: Any) -> _core.Chat:
+    return opened(model, template, tools=json.dumps([WEATHER, NOW]).encode(), **changes)
+
+
+class Reader:
+    """Puts deltas together as a client does, and sees to it that they come as promised."""
+
+    def __init__(self) -> None:
+        self.content = self.reasoning = ""
+        self.calls: list[list[str]] = []
+
+    def take(self, news: list[tuple[str, str, int, str, str, str]]) -> None:
+        kinds = [index >= 0 for _, _, index, _, _, _ in news]
+        assert kinds == sorted(kinds), "what is said comes before tool calls"
+        for reasoning, content, index, call_id, name, arguments in news:
+            self.reasoning += reasoning
+            self.content += content
+            if index < 0:
+                assert reasoning or content
+                assert (call_id, name, arguments) == ("", "", "")
+            elif index == len(self.calls):
+                assert call_id
+                assert name
+                self.calls.append([call_id, name, arguments])
+            else:
+                assert index < len(self.calls)
+                assert (call_id, name) == ("", ""), "they come once"
+                assert arguments, "an empty fragment"
+                self.calls[index][2] += arguments
+
+    def says(self) -> Says:
+        calls = tuple((name, json.loads(arguments)) for _, name, arguments in self.calls)
+        return Says(self.content.strip(), self.reasoning.strip(), calls)
+
+
+def read(chat: _core.Chat, pieces: Sequence[str], *, whole: bool = True) -> Reader:
+    reader = Reader()
+    for token, piece in enumerate(pieces):
+        reader.take(chat.feed(piece, token))
+    if whole:
+        reader.take(chat.finish())
+    return reader
+
+
+ANSWERS = [
+    pytest.param(template, answer, says, id=f"{template[:24]}-{i}")
+    for template, cases in CASES.items()
+    for i, (answer, says) in enumerate(cases)
+]
+
+
+@pytest.mark.parametrize(("template", "answer", "says"), ANSWERS)
+def test_an_answer_in_one_piece_and_by_characters(vocabulary: Model, template: str, answer: str, says: Says) -> None:
+    whole, single = (read(with_tools(vocabulary, template), pieces) for pieces in ([answer], list(answer)))
+    assert (whole.says(), single.says()) == (says, says)
+    assert (single.content, single.reasoning) == (whole.content, whole.reasoning)
+
+
+@pytest.mark.parametrize(("template", "answer", "says"), ANSWERS)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_answer_split_anywhere(
+    vocabulary: Model, template: str, answer: str, says: Says, data: st.DataObject
+) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(answer) - 1))) if len(answer) > 1 else ())
+    pieces = [answer[a:b] for a, b in zip([0, *cuts], [*cuts, len(answer)], strict=True)]
+    assert read(with_tools(vocabulary, template), pieces).says() == says
+
+
+@pytest.mark.parametrize(("template", "answer", "says"), ANSWERS)
+def test_an_answer_cut_off_anywhere_says_the_beginning_of_it(
+    vocabulary: Model, template: str, answer: str, says: Says
+) -> None:
+    """What was told before the cut is a beginning of what is told in the end: nothing is taken back."""
+    whole = read(with_tools(vocabulary, template), [answer])
+    for cut in range(1, len(answer), 5):
+        part = read(with_tools(vocabulary, template), [answer[:cut]], whole=False)
+        assert whole.content.startswith(part.content), answer[:cut]
+        assert whole.reasoning.startswith(part.reasoning), answer[:cut]
+        assert len(part.calls) <= len(whole.calls)
+        for (_, name, arguments), (_, all_name, all_arguments) in zip(part.calls, whole.calls, strict=False):
+            assert name == all_name
+            assert all_arguments.startswith(arguments)
+
+
+# ------------------------------------------------------------------------------ prompts
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.jinja")), ids=lambda path: path.stem[:30])
+def test_every_template_renders_a_chat(vocabulary: Model, path: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it ÿ 🌞?"}]
+    chat = opened(vocabulary, path.stem, messages)
+    assert "Is it ÿ 🌞?" in chat.prompt
+    assert "Be brief." in chat.prompt
+    assert chat.prompt == opened(vocabulary, path.stem, messages).prompt
+
+
+@pytest.mark.parametrize("template", [t for t, cases in CASES.items() if any(says.calls for _, says in cases)])
+def test_a_tool_call_and_its_result_go_back_into_the_prompt(vocabulary: Model, template: str) -> None:
+    answer = next(answer for answer, says in CASES[template] if says.calls)
+    chat = with_tools(vocabulary, template)
+    assert ("get_weather" in chat.prompt) is (template not in TELL_NO_TOOLS)
+    assert "get_weather" not in opened(vocabulary, template).prompt
+    calls = [ToolCall(*call) for call in read(chat, [answer]).calls]
+    message = ChatMessage("", "", tuple(calls)).to_dict()
+    results = [{"role": "tool", "content": "Sunny", "tool_call_id": call.id, "name": call.name} for call in calls]
+    again = with_tools(vocabulary, template, messages=[USER, message, *results])
+    added = again.prompt[len(chat.prompt) - 40 :]
+    assert "Sunny" in added
+    assert calls[0].name in again.prompt
+
+
+def test_a_template_that_thinks_can_be_told_not_to(vocabulary: Model) -> None:
+    template = "Qwen-Qwen3-0.6B"
+    assert vocabulary.chat_templates(TEMPLATES / f"{template}.jinja").supports_thinking
+    assert not vocabulary.chat_templates(TEMPLATES / "google-gemma-2-2b-it.jinja").supports_thinking
+    silent = "<think>\n\n</think>\n\n"
+    assert not opened(vocabulary, template).prompt.endswith(silent)
+    by_flag = opened(vocabulary, template, thinking=False)
+    by_argument = opened(vocabulary, template, arguments={"enable_thinking": "false"})
+    for chat in (by_flag, by_argument):
+        assert chat.prompt.endswith(silent)
+        assert read(chat, ["Hel", "lo."]).says() == Says("Hello.")
+
+
+# ------------------------------------------------------------------------------ what goes wrong
+
+
+def test_what_does_not_parse_is_an_error_and_harms_no_other(vocabulary: Model) -> None:
+    broken, sound = (with_tools(vocabulary, "Qwen-Qwen2.5-7B-Instruct") for _ in range(2))
+    sound.feed("Hel", 1)
+    with pytest.raises(RuntimeError, match="does not match"):
+        read(broken, ['<tool_call>\n{"name": "nobody", "arguments": {}}\n</tool_call>'])
+    sound.feed("lo.", 2)
+    assert sound.finish() == []
+
+
+def test_threads_share_a_template(vocabulary: Model) -> None:
+    """Rendering and parsing let the GIL go, so that they really run side by side."""
+    answers = CASES["Qwen-Qwen3-0.6B"] * 20
+    with ThreadPoolExecutor(4) as pool:
+        said = pool.map(lambda case: read(with_tools(vocabulary, "Qwen-Qwen3-0.6B"), list(case[0])).says(), answers)
+        assert list(said) == [says for _, says in answers]
+
+
+def test_a_finished_answer_takes_no_more(vocabulary: Model) -> None:
+    chat = opened(vocabulary, "Qwen-Qwen2.5-7B-Instruct")
+    chat.feed("Hello.", 1)
+    assert chat.feed("", 2) == []
+    chat.finish()
+    for call in (chat.finish, lambda: chat.feed("x", 3)):
+        with pytest.raises(RuntimeError, match="the answer is finished"):
+            call()
+
+
+def test_templates_are_kept_but_not_without_end(vocabulary: Model) -> None:
+    first = vocabulary.chat_templates("{{ messages[0].content }} 0")
+    assert vocabulary.chat_templates("{{ messages[0].content }} 0") is first
+    for i in range(1, 40):
+        vocabulary.chat_templates(f"{{{{ messages[0].content }}}} {i}")
+    assert len(vocabulary._templates) <= 16
+    with pytest.raises(ChatError):
+        vocabulary.chat_templates("{{ broken")
