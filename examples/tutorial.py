@@ -1,45 +1,100 @@
-"""A tour without an event loop: streaming, statistics, temperatures, stopping early. Takes the path of a GGUF file or none."""
+"""A tour without an event loop: streaming, statistics, temperatures, stopping early, Ctrl-C.
+
+python examples/tutorial.py [MODEL]
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
+from types import FrameType
 
-from mullama import Context, Model, SamplerParams
+from mullama import Completion, Context, Model, SamplerParams
 
-model = Model.load(sys.argv[1] if len(sys.argv) > 1 else None, n_gpu_layers=-1)
-ctx = Context(model, n_ctx=2048)
+WARM = SamplerParams(temperature=0.7)
 
-print("--- Streaming")
-prompt = "The three laws of robotics are:"
-print(prompt, end="", flush=True)
-for piece in ctx.generate_stream(prompt, max_tokens=100, params=SamplerParams(temperature=0.7)):
-    print(piece, end="", flush=True)
-print("\n")
 
-print("--- Measuring")
-start = time.perf_counter()
-pieces = ctx.generate_stream("Explain gravity in one paragraph:", max_tokens=150)
-count = sum(1 for _ in pieces)
-elapsed = time.perf_counter() - start
-timings = pieces.completion().timings
-print(f"[{count} tokens in {elapsed:.2f} s = {count / elapsed:.1f} tokens/s, the prompt included]")
-print(f"[the prompt {timings.prefill_ms:.1f} ms, the answer {timings.tokens_per_second:.1f} tokens/s]\n")
-
-print("--- Temperatures")
-for temperature in (0.1, 0.7, 1.2):
-    print(f"{temperature}: ", end="", flush=True)
-    for piece in ctx.generate_stream("Once upon a time", 30, SamplerParams(temperature=temperature)):
+def console(context: Context) -> None:
+    prompt = "The future of artificial intelligence is"
+    print(prompt, end="", flush=True)
+    for piece in context.generate_stream(prompt, max_tokens=100, params=SamplerParams(temperature=0.8)):
         print(piece, end="", flush=True)
-    print()
-    ctx.clear_cache()
+    print("\n")
 
-print("\n--- Stopping at a full stop")
-text = ""
-for piece in ctx.generate_stream("The meaning of life is", max_tokens=200):
-    print(piece, end="", flush=True)
-    text += piece
-    if "." in text and len(text) > 50:
-        print(" [stopped]")
-        break
-ctx.close()
+
+def stream_with_stats(context: Context, prompt: str, max_tokens: int = 200) -> Completion:
+    """The stream counts and measures by itself."""
+    print("> ", end="", flush=True)
+    pieces = context.generate_stream(prompt, max_tokens)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    completion = pieces.completion()
+    timings = completion.timings
+    print("\n--- Stats ---")
+    print(f"Tokens: {completion.usage.completion_tokens}")
+    print(
+        f"Time: {(timings.prefill_ms + timings.decode_ms) / 1000:.2f} s, the prompt {timings.prefill_ms:.1f} ms of it"
+    )
+    print(f"Speed: {timings.tokens_per_second:.1f} tok/s")
+    print(f"Characters: {len(completion.text)}\n")
+    return completion
+
+
+def temperatures(context: Context) -> None:
+    for temperature in (0.1, 0.7, 1.2):
+        print(f"{temperature}: ", end="", flush=True)
+        for piece in context.generate_stream("Once upon a time", 30, SamplerParams(temperature=temperature)):
+            print(piece, end="", flush=True)
+        print()
+        context.clear_cache()
+    print()
+
+
+def until_a_full_stop(context: Context) -> None:
+    text = ""
+    print("> ", end="", flush=True)
+    with context.generate_stream("The meaning of life is", max_tokens=200) as pieces:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            text += piece
+            if "." in text and len(text) > 50:
+                print(" [stopped]", end="")
+                break
+    print("\n")
+
+
+def stream_with_cancellation(context: Context, prompt: str, max_tokens: int | None = 500) -> str:
+    """Ctrl-C cancels this stream and not the program. `cancel()` may be called from a signal handler or another thread."""
+    stream = context.generate_stream(prompt, max_tokens, WARM)
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        stream.cancel()
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        print("> ", end="", flush=True)
+        for piece in stream:
+            print(piece, end="", flush=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    completion = stream.completion()
+    print("\n[Generation cancelled]" if completion.finish_reason == "cancelled" else "")
+    return completion.text
+
+
+def main(path: str | None = None) -> None:
+    with Context(Model.load(path, n_gpu_layers=-1), n_ctx=2048) as context:
+        print("--- Streaming")
+        console(context)
+        print("--- Measuring")
+        stream_with_stats(context, "Explain gravity in one paragraph:", 150)
+        print("--- Temperatures")
+        temperatures(context)
+        print("--- Stopping at a full stop")
+        until_a_full_stop(context)
+        print("--- Ctrl-C")
+        stream_with_cancellation(context, "Once upon a time")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
