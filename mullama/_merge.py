@@ -36,16 +36,18 @@ async def merge(*streams: ObjectReceiveStream[T]) -> AsyncIterator[MemoryObjectR
     own: Exception | None = None  # the body's; kept out of the task group, which would take a group of exceptions apart
 
     async def feed(index: int, stream: ObjectReceiveStream[T], out: MemoryObjectSendStream[tuple[int, T]]) -> None:
-        try:
-            async with stream, out:
+        async with stream, out:
+            try:
                 async for item in stream:
                     try:
                         await out.send((index, item))
                     except anyio.BrokenResourceError:
                         return  # nobody reads any more
-        except Exception as e:  # noqa: BLE001  raised below, outside of the task group
-            failures.append(e)
-            tasks.cancel_scope.cancel()
+            except Exception as e:  # noqa: BLE001  raised below, outside of the task group
+                failures.append(
+                    e
+                )  # before anything is closed: the last end closed lets the body go on, and cancel this
+                tasks.cancel_scope.cancel()
 
     async with receive:
         with unwrapped():

@@ -19,6 +19,7 @@ from mullama import (
     InvalidParameterType,
     SamplerParams,
     StreamConfig,
+    StreamingError,
     TokenStream,
     merge,
 )
@@ -265,6 +266,18 @@ async def test_a_failure_comes_out_as_itself(error: Exception, actx: AsyncContex
     assert got == [1, 0]  # what came before it came
     assert failing.closed
     assert other.completion().finish_reason == "cancelled"
+    await free(actx)
+
+
+async def test_streams_that_fail_together(actx: AsyncContext) -> None:
+    """One of the failures comes out, not a group of them."""
+    streams = [endless(actx, timeout_ms=1, stream_delay_ms=A_DAY_MS) for _ in range(6)]
+    await until(lambda: all(stream.is_finished() for stream in streams))
+    with pytest.raises(StreamingError) as caught:  # noqa: PT012
+        async with merge(*streams) as merged:
+            async for _ in merged:
+                pass
+    assert caught.value.code == "STREAM_TIMEOUT"
     await free(actx)
 
 
