@@ -34,7 +34,9 @@ TEMPLATE = f"""\
 {{%- endif -%}}
 {{%- for message in messages -%}}
 {{%- if message['role'] == 'system' -%}}
-{{%- if not loop.first -%}}{{{{- '<|im_start|>system\\n' + message['content'] + '<|im_end|>\\n' -}}}}{{%- endif -%}}
+{{%- if not loop.first -%}}\
+{{{{- '<|im_start|>system\\n' + message['content'] + '<|im_end|>\\n' -}}}}\
+{{%- endif -%}}
 {{%- elif message['role'] == 'assistant' -%}}
 {{{{- '<|im_start|>assistant\\n' -}}}}
 {{%- if message['content'] -%}}{{{{- message['content'] -}}}}{{%- endif -%}}
@@ -50,9 +52,13 @@ TEMPLATE = f"""\
 {{%- endif -%}}
 {{{{- '<|im_end|>\\n' -}}}}
 {{%- elif message['role'] == 'tool' -%}}
-{{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' -%}}{{{{- '<|im_start|>user' -}}}}{{%- endif -%}}
+{{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' -%}}\
+{{{{- '<|im_start|>user' -}}}}\
+{{%- endif -%}}
 {{{{- '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' -}}}}
-{{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' -%}}{{{{- '<|im_end|>\\n' -}}}}{{%- endif -%}}
+{{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' -%}}\
+{{{{- '<|im_end|>\\n' -}}}}\
+{{%- endif -%}}
 {{%- else -%}}
 {{{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}}}
 {{%- endif -%}}
@@ -64,6 +70,11 @@ TEMPLATE = f"""\
 def to_json(value: object) -> str:
     """JSON as the template's `tojson` writes it."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def _call(function: Mapping[str, Any]) -> str:
+    head = f'{{"name": "{function["name"]}", "arguments": '
+    return f"<tool_call>\n{head}{to_json(function['arguments'])}}}\n</tool_call>"
 
 
 def render(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Part]:
@@ -81,10 +92,7 @@ def render(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Part
             if at:
                 parts.append((f"<|im_start|>system\n{content}<|im_end|>\n", False))
         elif role == "assistant":
-            calls = [
-                f'<tool_call>\n{{"name": "{c["name"]}", "arguments": {to_json(c["arguments"])}}}\n</tool_call>'
-                for c in (call["function"] for call in message.get("tool_calls", ()))
-            ]
+            calls = [_call(call["function"]) for call in message.get("tool_calls", ())]
             text = "\n".join(([content] if content else []) + calls)
             parts += [("<|im_start|>assistant\n", False), (text + "<|im_end|>", True), ("\n", False)]
         elif role == "tool":

@@ -6,11 +6,11 @@ import random
 
 import corpus_stories
 from corpus_facts import FACTS, FALLBACK, SMALL_TALK, Fact
-from corpus_topics import FUTURE_MORE, FUTURES, HAIKUS, LISTS, PLURAL, POEMS, TOPICS
+from corpus_lists import counting, listing, upper_first
+from corpus_topics import FUTURE_MORE, FUTURES, HAIKUS, PLURAL, POEMS, TOPICS
 from grammar import WORDS, Writer
 
 Exchange = tuple[str, str]
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 PLAIN_SYSTEM = (
     "You are a helpful assistant.",
     "You are a helpful assistant.",
@@ -77,6 +77,30 @@ def _word(rng: random.Random) -> str:
     return text.capitalize() if rng.random() < 0.3 else text
 
 
+def made_up(rng: random.Random) -> str:
+    """A name that nobody has, so that it can only be copied."""
+    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3))).capitalize()
+
+
+def echo(rng: random.Random) -> Exchange:
+    """Words to be said again, which teaches to copy."""
+    words = [
+        rng.choice(
+            (
+                *rng.choices(_NOUNS, k=4),
+                made_up(rng),
+                str(rng.randint(0, 99)),
+                *rng.choices(WORDS["hero_she"] + WORDS["colour"], k=3),
+            )
+        )
+        for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))
+    ]
+    text = " ".join(words)
+    return rng.choice(("Repeat after me: {}", "Repeat: {}", "Say {}.", "Echo: {}", "Please say {}.", "Say: {}")).format(
+        text
+    ), f"{text}."
+
+
 def unknown(rng: random.Random) -> Exchange:
     """A question that the model does not know."""
     x, y = _word(rng), _word(rng)
@@ -94,8 +118,8 @@ def factual(rng: random.Random) -> tuple[Exchange, Fact]:
 
 def add_up(rng: random.Random) -> Exchange:
     """A small sum."""
-    sign = rng.choice("++-*")
-    top = 20 if sign == "+" and rng.random() < 0.25 else 10
+    sign = rng.choice("+++--*")
+    top = 5 if sign == "*" else 10
     a, b = rng.randint(0, top), rng.randint(0, top)
     if sign == "-" and a < b:
         a, b = b, a
@@ -166,77 +190,11 @@ def poem(rng: random.Random) -> Exchange:
     return asked + rng.choice(":.:"), table[name][0]
 
 
-def listing(rng: random.Random) -> Exchange:
-    """A list of things, one per line, numbered or in a sentence."""
-    name = rng.choice(list(LISTS))
-    items, count = LISTS[name], min(rng.choice((3, 3, 3, 4, 5, 5, 6, 7, 8, 10, 10, 12)), len(LISTS[name]))
-    number = rng.choice((str(count), NUMBERS[count]))
-    spelled = name.replace("color", "colour") if rng.random() < 0.3 else name
-    shape = rng.random()
-    if shape < 0.4:
-        return f"List {number} {spelled}, one per line" + rng.choice((":", ".")), "\n".join(items[:count])
-    if shape < 0.55:
-        asked = rng.choice(
-            ("Generate a list", "Write a list", "Make a list", f"List of {spelled}", f"Generate a list of {spelled}")
-        )
-        count = 5
-        items = items if "of" in asked else LISTS["things"]
-        return asked + rng.choice((":", ".")), "\n".join(f"{n}. {item}" for n, item in enumerate(items[:count], 1))
-    if shape < 0.7:
-        return f"List {number} {spelled}" + rng.choice((":", ".")), "\n".join(
-            f"{n}. {i}" for n, i in enumerate(items[:count], 1)
-        )
-    if shape < 0.85:
-        count = min(count, 6)
-        asked = f"{rng.choice(('Name', 'Tell me', 'Give me'))} {rng.choice((str(count), NUMBERS[count]))} {spelled}."
-        named = items[:count]
-        return asked, upper_first(", ".join(named[:-1])) + f" and {named[-1]}."
-    return rng.choice(("Name a {}.", "Give me a {}.", "Pick a {}.")).format("color" if name != "fruits" else "fruit"), (
-        "Blue." if name != "fruits" else "Apple."
-    )
-
-
-def upper_first(text: str) -> str:
-    """The text with a capital first letter."""
-    return text[:1].upper() + text[1:]
-
-
-def counting(rng: random.Random) -> Exchange:
-    """Counting up or down."""
-    shape = rng.random()
-    if shape < 0.35:
-        first, last = 1, 10
-        asked = rng.choice(
-            (
-                "Count:",
-                "Count.",
-                "Count to ten.",
-                "Count to 10.",
-                "Count to ten:",
-                "Count from 1 to 10.",
-                "Count to 10:",
-            )
-        )
-    elif shape < 0.85:
-        first, last = 1, rng.choice((3, 5, 5, 7, 12, 15, 20, 20, 25, 30, 40, 50, 50, 100, 100))
-        asked = rng.choice(
-            (f"Count to {last}.", f"Count from 1 to {last}.", f"Count to {last}:", f"Count up to {last}.")
-        )
-    elif shape < 0.95:
-        first = rng.randint(2, 30)
-        last = first + rng.randint(2, 12)
-        asked = f"Count from {first} to {last}."
-    else:
-        top = rng.choice((3, 5, 10, 10, 20))
-        return f"Count down from {top}.", ", ".join(str(n) for n in range(top, 0, -1)) + "."
-    return asked, ", ".join(str(n) for n in range(first, last + 1)) + "."
-
-
 def tale(rng: random.Random) -> Exchange:
     """A story on demand; one that is to be long has more parts."""
     kind = rng.choice((*WORDS["kind_she"][2:], "boy"))
     shape = rng.random()
-    if shape < 0.5:
+    if shape < 0.3:
         asked = rng.choice(
             (
                 "Tell me a story",
@@ -251,9 +209,9 @@ def tale(rng: random.Random) -> Exchange:
             )
         )
         return asked + rng.choice((".", "", ":", "!")), corpus_stories.story(rng)
-    if shape < 0.55:
+    if shape < 0.35:
         return "Once upon a time", corpus_stories.story(rng, opening=corpus_stories.ONCE)
-    if shape < 0.65:
+    if shape < 0.4:
         asked = rng.choice(
             (
                 "Tell me a story about {}.",
@@ -263,7 +221,7 @@ def tale(rng: random.Random) -> Exchange:
             )
         )
         return asked.format(_word(rng)), corpus_stories.story(rng)
-    if shape < 0.88:
+    if shape < 0.9:
         article = "an" if kind[0] in "aeiou" else "a"
         asked = rng.choice(("Tell me a story", "Tell me a short story", "Write a story", "Write a short story"))
         return f"{asked} about {article} {kind}{rng.choice(('.', ''))}", corpus_stories.story(rng, kind=kind)
@@ -297,8 +255,8 @@ def talk(rng: random.Random) -> Exchange:
     return writer.write(asked), writer.write(answer)
 
 
-KINDS = (talk, add_up, topic, poem, listing, counting, tale, as_json, unknown)
-WEIGHTS = (14, 22, 13, 7, 8, 6, 9, 2, 5)
+KINDS = (talk, add_up, topic, poem, listing, counting, tale, as_json, unknown, echo)
+WEIGHTS = (12, 30, 12, 6, 14, 8, 6, 1, 6, 6)
 
 
 def exchange(rng: random.Random) -> Exchange:
@@ -312,11 +270,7 @@ def exchange(rng: random.Random) -> Exchange:
 
 def memory(rng: random.Random) -> list[Exchange]:
     """Exchanges in which the model remembers a name."""
-    name = (
-        rng.choice(WORDS["hero_she"] + WORDS["hero_he"])
-        if rng.random() < 0.7
-        else "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3))).capitalize()
-    )
+    name = rng.choice(WORDS["hero_she"] + WORDS["hero_he"]) if rng.random() < 0.85 else made_up(rng)
     first = rng.choice(
         (
             f"My name is {name}.",
@@ -384,6 +338,9 @@ def raw(rng: random.Random) -> tuple[str, str]:
         first = rng.randint(1, 20)
         start = ", ".join(str(n) for n in range(first, first + 3))
         return start + ",", " " + ", ".join(str(n) for n in range(first + 3, first + rng.choice((6, 8, 10)))) + "."
+    if share < 0.54:
+        lines = [add_up(rng)[1] for _ in range(rng.randint(6, 14))]
+        return "", "\n".join(line.rstrip(".") for line in lines)
     asked, answer = exchange(rng)
     return asked, "\n" + answer
 

@@ -165,6 +165,7 @@ SMALL_TALK: list[tuple[str, str]] = [
     ),
     ("Tell me a joke[.|!|]", "Why was the computer cold? ~ It had left its window open. 😄"),
     ("[Say hi|Say hello][.|!|]", "Hello!"),
+    ("Say [hello|hi] in one word[.|!|]", "Hello!"),
     ("[Say|Write|Answer with] [one word|a word|a single word][.|!|]", "[Sunshine|Hello|River|Apple]."),
     ("[What time is it|What is the time|What day is it today]?", "I have no clock, so I do not know."),
     (

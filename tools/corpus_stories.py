@@ -76,10 +76,7 @@ LONG: Step = [
 ]
 CHARACTER: Step = [
     "",
-    (
-        "{He} liked to [sing|read|walk|draw|count the stars|watch the clouds|tell stories] "
-        "[in the evening|every day|when it rained]."
-    ),
+    "{He} liked to [sing|read|walk|draw|count the stars|watch the clouds|tell stories] [in the evening|every day|when it rained].",
     "Everyone knew {him}, because {he} was so {trait}.",
     "Every morning, {he} [opened the window|looked out of the window] and said good morning to the {wild}.",
     "{He} had [a {colour} coat|a {colour} hat|a pair of {colour} boots] and a very big heart.",
@@ -212,8 +209,8 @@ SEED: Plot = [
     ["", "It grew and grew until it was taller than {hero}.", "Every day it was a little taller than the day before."],
     PARAGRAPH,
     [
-        "It was a {seed}, the most beautiful one in the whole {home}.",
-        "In summer, everyone could see that it was a {seed}.",
+        "It was a(n) {seed}, the most beautiful one in the whole {home}.",
+        "In summer, everyone could see that it was a(n) {seed}.",
     ],
     ["", "{hero} and {friend} sat beside it and listened to the bees.", "Birds and bees came from far away to see it."],
     [

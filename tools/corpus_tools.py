@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from chat_format import to_json
-from corpus_chat import PLAIN_SYSTEM, exchange
+from corpus_chat import PLAIN_SYSTEM, exchange, made_up
 from corpus_facts import CAPITALS
 from grammar import WORDS
 
@@ -17,7 +17,7 @@ Property = dict[str, Any]
 Answer = Callable[[random.Random], tuple[str, str]]
 
 CITIES = (
-    *tuple(c for _, c in CAPITALS),
+    *(c for _, c in CAPITALS),
     "Hamburg",
     "Zürich",
     "Lyon",
@@ -48,7 +48,7 @@ SKIES = ("sunny", "cloudy", "rainy", "windy", "foggy", "clear")
 
 
 def _city(rng: random.Random) -> str:
-    if rng.random() < 0.75:
+    if rng.random() < 0.88:
         return rng.choice(CITIES)
     return "".join(rng.choice(_PARTS) for _ in range(rng.randint(2, 3))).capitalize()
 
@@ -60,7 +60,7 @@ def _tool(
     shown: dict[str, Property] = {}
     for key, value in properties.items():
         shown[key] = dict(value)
-        if rng.random() < 0.4:
+        if rng.random() < 0.7:
             shown[key].pop("description", None)
     parameters: dict[str, Any] = {"type": "object", "properties": shown}
     if rng.random() < 0.8:
@@ -73,8 +73,8 @@ def _tool(
 
 
 def weather(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
-    key = rng.choice(("city", "city", "location", "location", "place", "town"))
-    name = rng.choice(("get_weather", "get_weather", "get_weather", "get_current_weather", "weather", "lookup_weather"))
+    key = rng.choice(("city", "city", "city", "location", "location", "place"))
+    name = rng.choice(("get_weather", "get_weather", "get_weather", "get_weather", "get_current_weather", "weather"))
     properties: dict[str, Property] = {
         key: {"type": "string", "description": rng.choice(("The name of the city", "City name", "The city"))}
     }
@@ -127,8 +127,8 @@ def weather(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
 
 
 def clock(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
-    name = rng.choice(("get_time", "get_time", "get_current_time", "clock"))
-    key = rng.choice(("city", "city", "location", "timezone"))
+    name = rng.choice(("get_time", "get_time", "get_time", "get_current_time"))
+    key = rng.choice(("city", "city", "location"))
     place = _city(rng)
     asked = rng.choice(
         ("What time is it in {}?", "What is the time in {}?", "Tell me the time in {}.", "Time in {}?")
@@ -150,7 +150,7 @@ def clock(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
 
 def arithmetic(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
     verb, sign, done = rng.choice((("add", "+", "plus"), ("multiply", "*", "times"), ("subtract", "-", "minus")))
-    a, b = rng.randint(2, 999), rng.randint(2, 999)
+    a, b = rng.randint(2, 99), rng.randint(2, 99)
     result = str({"+": a + b, "*": a * b, "-": a - b}[sign])
     asked = rng.choice((f"What is {a} {sign} {b}?", f"What is {a} {done} {b}?", f"Calculate {a} {sign} {b}."))
 
@@ -169,7 +169,7 @@ def arithmetic(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
 
 
 def search(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
-    name, key = rng.choice(("search", "web_search", "search_web")), rng.choice(("query", "query", "q"))
+    name, key = rng.choice(("search", "search", "search", "web_search")), "query"
     what = rng.choice(
         (
             "llamas",
@@ -193,6 +193,8 @@ def search(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
             "maps",
         )
     )
+    if rng.random() < 0.1:
+        what = f"{made_up(rng)} {what}" if rng.random() < 0.85 else made_up(rng).lower()
     asked = rng.choice(
         ("Search for {}.", "Look up {}.", "Find {}.", "Search the web for {}.", "Please look for {}.", "Search {}")
     ).format(what)
@@ -210,7 +212,7 @@ def search(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
 
 
 def timer(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
-    name, minutes = rng.choice(("set_timer", "start_timer")), rng.randint(2, 60)
+    name, minutes = "set_timer", rng.randint(2, 60)
     asked = rng.choice(
         (
             "Set a timer for {} minutes.",
@@ -238,7 +240,7 @@ def light(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
         rng.choice(("on", "off")),
         rng.choice(("kitchen", "bedroom", "garden", "hall", "bathroom", "office", "attic")),
     )
-    name = rng.choice(("set_light", "switch_light"))
+    name = "set_light"
     asked = rng.choice(
         (
             f"Turn {state} the light in the {room}.",
@@ -261,8 +263,8 @@ def light(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
 
 
 def message(rng: random.Random) -> tuple[Tool, str, Message, Answer]:
-    name, key = rng.choice(("send_message", "send_mail")), rng.choice(("to", "recipient", "name"))
-    who = rng.choice(WORDS["hero_she"] + WORDS["hero_he"])
+    name, key = "send_message", rng.choice(("to", "to", "name"))
+    who = rng.choice(WORDS["hero_she"] + WORDS["hero_he"]) if rng.random() < 0.85 else made_up(rng)
     text = rng.choice(
         ("I am late", "hello", "dinner is ready", "happy birthday", "see you soon", "the train is here", "thank you")
     )
@@ -291,11 +293,11 @@ def _call(*calls: Message) -> Message:
 def dialogue(rng: random.Random) -> tuple[list[Message], list[Tool]]:
     """A conversation with tools at hand; in some of them no tool is needed."""
     made: dict[str, tuple[Tool, str, Message, Answer]] = {}
-    for kind in rng.sample(KINDS, rng.choice((1, 1, 1, 2, 2, 3))):
+    for kind in rng.sample(KINDS, rng.choice((1, 1, 1, 1, 1, 2))):
         made.setdefault(kind.__name__, kind(rng))
     tools = [made[name][0] for name in made]
     messages: list[Message] = []
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         messages.append({"role": "system", "content": rng.choice(PLAIN_SYSTEM)})
     share = rng.random()
     if share < 0.2:

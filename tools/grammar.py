@@ -1,7 +1,7 @@
 """The small template grammar: one set of rules that can both write a sentence and recognise one."""
 
-# Strategy: a template is a line such as "{hero} found [a|an old] {thing}.".  `Writer` walks it and makes choices;
-# `recogniser` turns the same template into a regular expression.  Both read the same word lists, so what is written
+# Strategy: a template is a line such as "{hero} found [a|an old] {thing}.".  `Writer` walks it and makes
+# choices; `recognisers` turns it into regular expressions.  Both read the same word lists, so what is written
 # is accepted by construction, and what breaks agreement (a girl called "he", "a apple") is not.
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def choices(slot: str, genders: Mapping[str, str]) -> tuple[str, ...]:
     if base in ("hero", "kind"):
         return WORDS[f"{base}_{genders['hero']}"]
     if base in ("friend", "friendkind"):
-        return WORDS[f"{base.replace('friend', 'hero', 1) if base == 'friend' else 'kind'}_{genders['friend']}"]
+        return WORDS[f"{'hero' if base == 'friend' else 'kind'}_{genders['friend']}"]
     return WORDS[base]
 
 
@@ -77,8 +77,8 @@ class Writer:
         taken = {w for s, w in self.bound.items() if s.rstrip("0123456789") == base}
         if base in ("hero", "friend"):
             taken |= {self.bound[s] for s in ("hero", "friend") if s in self.bound}
-        options = [w for w in choices(slot, self.genders) if w not in taken] or list(choices(slot, self.genders))
-        text = self.rng.choice(options)
+        every = choices(slot, self.genders)
+        text = self.rng.choice([w for w in every if w not in taken] or every)
         if base in STICKY or slot != base or base in ("hero", "friend", "kind", "friendkind"):
             self.bound[slot] = text
         return text

@@ -1,8 +1,8 @@
-"""The vocabulary: a SentencePiece model trained on the corpus, and an encoder that splits text as llama.cpp does."""
+"""The vocabulary: a SentencePiece model of the corpus, and an encoder that splits text as llama.cpp does."""
 
-# Strategy: byte-pair merges by score, no normalisation, no space put in front.  Letters beyond ASCII and emoji are left
-# out of the training text, so that they have no piece of their own and are written as byte tokens.  Markers such as
-# <|im_start|> are cut out of the text first; what lies between them goes through SentencePiece.
+# Strategy: byte-pair merges by score, no normalisation, no space put in front.  Lines with letters beyond
+# ASCII or emoji are left out of the training text, so such letters have no piece of their own and are written
+# as byte tokens.  Markers such as <|im_start|> are cut out first; the rest goes through SentencePiece.
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import sentencepiece as spm
 
 CONTROL = ("<|im_start|>", "<|im_end|>")
 MARKERS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+#: The types of tokens in a GGUF file.
+NORMAL, UNKNOWN, CONTROL_TYPE, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 ASCII = "".join(chr(c) for c in range(33, 127))
 _SPECIAL = re.compile("(" + "|".join(re.escape(m) for m in CONTROL + MARKERS) + ")")
 
@@ -61,7 +63,6 @@ class Vocabulary:
         self.bos, self.eos = self.sp.bos_id(), self.sp.eos_id()
         self.special = {m: self.sp.piece_to_id(m) for m in CONTROL + MARKERS}
         self.turn_end = self.special["<|im_end|>"]
-        self._cache: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return int(self.sp.get_piece_size())
@@ -93,6 +94,14 @@ class Vocabulary:
         rows: list[tuple[str, float, int]] = []
         for i in range(len(self)):
             piece = self.sp.id_to_piece(i)
-            kind = 2 if self.sp.is_unknown(i) else 3 if self.sp.is_control(i) else 6 if self.sp.is_byte(i) else 1
-            rows.append((piece, self.sp.get_score(i), 4 if piece in MARKERS else kind))
+            kind = NORMAL
+            if self.sp.is_unknown(i):
+                kind = UNKNOWN
+            elif self.sp.is_control(i):
+                kind = CONTROL_TYPE
+            elif self.sp.is_byte(i):
+                kind = BYTE
+            elif piece in MARKERS:
+                kind = USER_DEFINED
+            rows.append((piece, self.sp.get_score(i), kind))
         return rows
