@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Extra arguments for pytest:  make test ARGS="-k ring -x"
+# Extra arguments for pytest, and for the benchmarks:  make test ARGS="-k ring -x"
 ARGS ?=
 # Versions that `make test-all` looks for.
 PYTHONS ?= 3.10 3.11 3.12 3.13
@@ -58,14 +58,13 @@ docs: build $(VENV)/installed ## try the documentation: its examples, links and 
 debug: $(VENV)/ready ## build our sources in place with -O0 -g and assertions (`make build` goes back)
 	MULLAMA_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
-native: $(VENV)/ready ## build and run the native test programs, without Python
-	$(BIN)/python setup.py --quiet build_native
-	@set -e; for program in build/native/*; do echo "+ $$program"; "$$program"; done
+native: build $(VENV)/installed ## build and run the C++ test programs: ring, doorbell and text on their own
+	$(BIN)/python -m pytest tests/native $(ARGS)
 
 asan: $(VENV)/ready $(VENV)/installed ## the suite under AddressSanitizer and UBSan, in a copy of the tree
 	$(BIN)/python tools/build_sanitized.py address $(ARGS)
 
-tsan: $(VENV)/ready $(VENV)/installed ## the native test programs, then the suite, under ThreadSanitizer
+tsan: $(VENV)/ready $(VENV)/installed ## the suite, its C++ programs included, under ThreadSanitizer
 	$(BIN)/python tools/build_sanitized.py thread $(ARGS)
 
 test-all: ## `make test` on each of Python 3.10 to 3.13 that the machine has, with one build of llama.cpp

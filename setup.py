@@ -165,34 +165,6 @@ def replace_if_different(new: Path, target: Path) -> None:
         beside.replace(target)
 
 
-class BuildNative(BuildExt):
-    """Compile and link the programs of tests/native: `mullama/_native` on its own, without Python."""
-
-    description = "build the native test programs, into build/native"
-
-    def build_extension(self, ext: Extension) -> None:
-        mode = build_llama.Mode.from_environment()
-        llama = build_llama.build(mode)
-        compile_flags, link_flags = self.flags(mode, llama)
-        link_flags = [flag for flag in link_flags if INIT not in flag]
-        key = build_llama.digest(self.compiler.compiler_so, compile_flags, llama.key)
-        objects = ROOT / "build" / "ext" / f"native-{key}"
-        programs = sources_in("tests/native")
-        (objects / "tests").mkdir(parents=True, exist_ok=True)
-        with vendor.locked("ext"):
-            shared = self.compile_all(sources_in("mullama/_native"), objects, compile_flags)
-            mains = self.compile_all(programs, objects / "tests", compile_flags)
-            shutil.rmtree(ROOT / "build" / "native", ignore_errors=True)
-            for program, main in zip(programs, mains, strict=True):
-                self.compiler.link_executable(
-                    [main, *shared],
-                    Path(program).stem,
-                    output_dir=str(ROOT / "build" / "native"),
-                    extra_postargs=[*llama.link, *link_flags],
-                    target_lang="c++",
-                )
-
-
 class BuildPy(build_py):
     """Start from an empty folder, so that a module that was removed is not packed from an earlier build."""
 
@@ -204,5 +176,5 @@ class BuildPy(build_py):
 
 setup(
     ext_modules=[Extension("mullama._core", ["mullama/_core.pyx", *sources_in("mullama/_native")], language="c++")],
-    cmdclass={"build_ext": BuildExt, "build_native": BuildNative, "build_py": BuildPy},
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
 )

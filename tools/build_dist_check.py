@@ -25,6 +25,7 @@ SDIST_HAS = (
     "tools/vendor.py",
     "tools/build_backend.py",
     "vendor/CMakeLists.txt",
+    "vendor/processors.c",
     "vendor/llama.cpp.toml",
     "vendor/llama.cpp/LICENSE",
     f"vendor/llama.cpp/{vendor.STAMP}",

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from vendor import ROOT, BuildError
 
 CMAKE_AT_LEAST = (3, 14)
 
-# The processors of the last ten years: from Haswell (2013) and Excavator (2015) on. More would need a check
-# at run time; less would make matrix products several times slower.
-PORTABLE_X86 = ["SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"]
+# What every x86-64 of the last ten years has, and what most have: Haswell (2013), Excavator (2015) and later, but no
+# Pentium, Celeron or Atom before 2021. Without the latter, matrix products are several times slower.
+PLAIN_X86 = ["SSE42"]
+FAST_X86 = ["SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Mode:
     portable: bool = False
     debug: bool = False
     sanitize: str = ""
+    plain: bool = False  # the half of a portable build that is for processors without AVX2
 
     @classmethod
     def from_environment(cls) -> Mode:
@@ -54,6 +56,13 @@ class Mode:
                 "   (with undefined), or thread, or:  unset MULLAMA_SANITIZE"
             )
         return cls(flag("MULLAMA_PORTABLE"), flag("MULLAMA_DEBUG"), sanitize)
+
+    @property
+    def x86_features(self) -> list[str]:
+        """What a portable build for x86-64 asks of the processor; nothing for other builds."""
+        if not self.portable or platform.machine().lower() not in ("x86_64", "amd64"):
+            return []
+        return PLAIN_X86 if self.plain else FAST_X86
 
     @property
     def build_type(self) -> str:
@@ -150,8 +159,8 @@ def configuration(source: Path, mode: Mode) -> list[str]:
     }
     for part in ("TESTS", "EXAMPLES", "TOOLS", "SERVER", "APP", "MTMD"):
         options[f"LLAMA_BUILD_{part}"] = "OFF"
-    if mode.portable and platform.machine().lower() in ("x86_64", "amd64", "i686"):
-        options |= {f"GGML_{feature}": "ON" for feature in PORTABLE_X86}
+    if features := mode.x86_features:
+        options |= {f"GGML_{feature}": on_off[feature in features] for feature in FAST_X86}
     if sys.platform == "darwin" and (words := os.environ.get("ARCHFLAGS", "").replace("-arch", "").split()):
         options["CMAKE_OSX_ARCHITECTURES"] = ";".join(words)
     if mode.sanitize:
@@ -179,6 +188,13 @@ def digest(*what: Any) -> str:
 
 def build(mode: Mode) -> Llama:
     """Place the source, configure and build the libraries: all of it, or only what has changed."""
+    if mode.x86_features and sys.platform == "linux":
+        return both(build_one(mode), build_one(replace(mode, plain=True), "ggml-cpu"))
+    return build_one(mode)
+
+
+def build_one(mode: Mode, target: str = "mullama_probe") -> Llama:
+    """One configuration: all that the extension links, or one library of it."""
     compilers = find_compilers()
     cmake = find_tool("cmake")
     if cmake is None or cmake_version(cmake) < CMAKE_AT_LEAST:
@@ -208,9 +224,41 @@ def build(mode: Mode) -> Llama:
             (query / "codemodel-v2").touch()
             run([cmake, "-S", str(ROOT / "vendor"), "-B", str(folder), *generator, *options], environment)
             configured.write_text(tools, "utf-8")
-        target = ["--target", "mullama_probe", "--parallel", parallel()]
-        run([cmake, "--build", str(folder), *target], environment)
+        run([cmake, "--build", str(folder), "--target", target, "--parallel", parallel()], environment)
         return read_file_api(folder, key, source)
+
+
+def both(fast: Llama, plain: Llama) -> Llama:
+    """The libraries, with ggml's code for the processor twice, of which vendor/processors.c chooses one at run time.
+
+    Each becomes one object in which all names are local but that of its only entrance, so that neither sees the other's.
+    """
+    (library,) = (path for path in fast.archives if Path(path).name == "libggml-cpu.a")
+    (lesser,) = (path for path in plain.archives if Path(path).name == "libggml-cpu.a")
+    chooser = ROOT / "vendor" / "processors.c"
+    key = digest(fast.key, plain.key, chooser.read_text("utf-8"))
+    folder = ROOT / "build" / f"llama-{key}"
+    objects = [folder / "processors.o", folder / "fast.o", folder / "plain.o"]
+    with vendor.locked(f"llama-{key}"):
+        made = min((path.stat().st_mtime_ns for path in objects if path.is_file()), default=0)
+        made *= all(path.is_file() for path in objects)
+        if made <= max(Path(path).stat().st_mtime_ns for path in (library, lesser)):
+            folder.mkdir(parents=True, exist_ok=True)
+            environment = os.environ | find_compilers()
+            compiler = shlex.split(environment["CC"])
+            run(
+                [*compiler, "-O2", "-fPIC", "-fvisibility=hidden", "-c", str(chooser), "-o", str(objects[0])],
+                environment,
+            )
+            for archive, name, target in ((library, "fast", objects[1]), (lesser, "plain", objects[2])):
+                whole = ["-r", "-nostdlib", "-Wl,--force-group-allocation", "-Wl,--whole-archive", archive]
+                run([*compiler, *whole, "-o", str(target)], environment)
+                entrance = f"ggml_backend_cpu_reg_{name}"
+                names = [f"--redefine-sym=ggml_backend_cpu_reg={entrance}", f"--keep-global-symbol={entrance}"]
+                run(["objcopy", *names, str(target)], environment)
+    link = [word for path in fast.link for word in (map(str, objects) if path == library else [path])]
+    archives = [path for path in fast.archives if path != library] + [str(path) for path in objects]
+    return replace(fast, key=key, link=link, archives=archives, defines=[*fast.defines, "MULLAMA_BOTH_PROCESSORS"])
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Builds a copy of the tree with a sanitizer and runs the native programs and the suite in it.
+"""Builds a copy of the tree with a sanitizer and runs the suite in it, its C++ programs included.
 
     python tools/build_sanitized.py address [ARGUMENTS OF PYTEST …]     AddressSanitizer and UBSan
     python tools/build_sanitized.py thread  [ARGUMENTS OF PYTEST …]     ThreadSanitizer
@@ -79,9 +79,8 @@ def main(sanitizer: str, arguments: list[str]) -> int:
         print("+", shlex.join(words), flush=True)
         return subprocess.run(words, cwd=tree, env=environment | more, check=False).returncode
 
-    for step in (["build_ext", "--inplace"], ["build_native"]):
-        if status := do(sys.executable, "setup.py", "--quiet", *step):
-            return status
+    if status := do(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"):
+        return status
     options = {
         # Python itself keeps memory to its end; leaks are counted by the suite.
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:allocator_may_return_null=1",
@@ -89,21 +88,9 @@ def main(sanitizer: str, arguments: list[str]) -> int:
         "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:exitcode=66",
     }
     prefix = without_randomised_addresses() if sanitizer == "thread" else []
-    for program in sorted((tree / "build" / "native").glob("*")):
-        if status := do(*prefix, program, **options):
-            return status
+    options |= {"LD_PRELOAD": runtimes(sanitizer), "PYTHONPATH": str(tree), "PYTHONMALLOC": "malloc"}
     suite = ["-p", "no:cacheprovider", "--timeout=900", *arguments]
-    return do(
-        *prefix,
-        sys.executable,
-        "-m",
-        "pytest",
-        *suite,
-        **options,
-        LD_PRELOAD=runtimes(sanitizer),
-        PYTHONPATH=str(tree),
-        PYTHONMALLOC="malloc",
-    )
+    return do(*prefix, sys.executable, "-m", "pytest", *suite, **options)
 
 
 if __name__ == "__main__":

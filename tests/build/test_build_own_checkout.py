@@ -4,6 +4,7 @@ small as can be (the same targets, a function each) and a package of two sources
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,14 @@ LLAMA = {
     "CMakeLists.txt": """
         cmake_minimum_required(VERSION 3.14)
         project(small C CXX)
+        add_library(ggml-cpu cpu.cpp)
+        if (GGML_AVX2)
+            target_compile_definitions(ggml-cpu PRIVATE NAME="fast cpu")
+        else()
+            target_compile_definitions(ggml-cpu PRIVATE NAME="cpu")
+        endif()
         add_library(ggml ggml.cpp)
+        target_link_libraries(ggml PRIVATE ggml-cpu)
         target_include_directories(ggml PUBLIC include)
         add_library(llama llama.cpp)
         target_link_libraries(llama PUBLIC ggml)
@@ -36,8 +44,15 @@ LLAMA = {
         const char * backend_name();
         const char * ggml_name() { return backend_name(); }
         #else
-        const char * ggml_name() { return "cpu"; }
+        extern "C" const char * const * ggml_backend_cpu_reg();
+        const char * ggml_name() { return *ggml_backend_cpu_reg(); }
         #endif
+    """,
+    # Of two such libraries in one program the linker would keep one `name`, and refuse one `reg`.
+    "cpu.cpp": """
+        inline const char * name() { static const char * const kept = NAME; return kept; }
+        const char * reg = name();
+        extern "C" const char * const * ggml_backend_cpu_reg() { return &reg; }
     """,
     "backend.cpp": 'const char * backend_name() { return "backend"; }',
     "llama.cpp": 'const char * ggml_name(); const char * llama_name() { return ggml_name(); }',
@@ -62,7 +77,14 @@ PACKAGE = {
     "mullama/_core.pyx": 'from libcpp.string cimport string\n'
     'cdef extern from "names.hpp":\n    string names() except +\ninclude "_part.pxi"\n',
 }  # fmt: skip
-BUILD = ("setup.py", "pyproject.toml", "LICENSE", "vendor/CMakeLists.txt", "vendor/llama.cpp.toml")
+BUILD = (
+    "setup.py",
+    "pyproject.toml",
+    "LICENSE",
+    "vendor/CMakeLists.txt",
+    "vendor/processors.c",
+    "vendor/llama.cpp.toml",
+)
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -103,8 +125,8 @@ class Tree:
         assert run.returncode == 0, run.stdout
         return run.stdout
 
-    def names(self) -> str:
-        command = [sys.executable, "-c", "import mullama._core; print(mullama._core.get().decode())"]
+    def names(self, *emulator: str) -> str:
+        command = [*emulator, sys.executable, "-c", "import mullama._core; print(mullama._core.get().decode())"]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         return subprocess.check_output(command, cwd=self.folder, text=True, env=environment).strip()
 
@@ -151,6 +173,18 @@ def test_a_change_in_llama_cpp_is_linked(tree: Tree) -> None:
 def test_what_cmake_args_add_is_linked(tree: Tree) -> None:
     tree.build(CMAKE_ARGS="-DSMALL_BACKEND=ON")
     assert tree.names() == "backend common release"
+    tree.build()
+    assert tree.names() == "cpu common release"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="it is for x86-64 on Linux")
+def test_a_portable_build_chooses_when_it_is_loaded(tree: Tree) -> None:
+    tree.build(MULLAMA_PORTABLE="1")
+    has_avx2 = "avx2" in Path("/proc/cpuinfo").read_text().split()
+    assert tree.names() == ("fast cpu common release" if has_avx2 else "cpu common release")
+    if emulator := shutil.which("qemu-x86_64"):
+        assert tree.names(emulator, "-cpu", "Westmere") == "cpu common release"
+    assert compiled(tree.build(MULLAMA_PORTABLE="1")) == set()
     tree.build()
     assert tree.names() == "cpu common release"
 
