@@ -216,6 +216,35 @@ def test_readings_that_multiply_end_that_stream(ctx: Context) -> None:
         assert len(list(neighbour)) == 199
 
 
+EXPLODING = "root ::= c\nc ::= [a-z] (c (c) | c c)"  # doubles with each character, also within a token
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_readings_that_multiply_within_a_token_end_that_stream(ctx: Context, seed: int) -> None:
+    """One token of ten letters would take hours. The same context serves at once again."""
+    with ctx.generate_stream(PROMPT, config=StreamConfig(max_tokens=200, params=ENDLESS, timeout_ms=0)) as neighbour:
+        next(neighbour)
+        config = StreamConfig(params=constrained(EXPLODING, seed=seed), max_tokens=None, timeout_ms=0)
+        with ctx.generate_stream(PROMPT, config=config) as stream:
+            assert re.fullmatch("[a-z]*", text_until_it_fails(stream, "too many ways"))
+        assert len(list(neighbour)) == 199
+    assert say(ctx, 'root ::= "a"{5}').text == "aaaaa"
+
+
+@pytest.mark.anyio
+async def test_awaited_readings_that_multiply_end_that_stream(model: Model) -> None:
+    async with (
+        serving(model, n_ctx=512, n_seq_max=2) as context,
+        context.generate_stream(PROMPT, 100, ENDLESS) as neighbour,
+    ):
+        for ask in (context.generate, context.chat):
+            prompt: Any = PROMPT if ask == context.generate else [{"role": "user", "content": "Hello"}]
+            config = StreamConfig(params=constrained(EXPLODING), max_tokens=None, timeout_ms=0)
+            with pytest.raises(SamplingError, match="too many ways"):
+                await ask(prompt, config=config)
+        assert len(await neighbour.collect()) == 100
+
+
 # ------------------------------------------------------------------------------------------ bad ones
 
 ROW = "".join(f"r{i} ::= r{i + 1} | r{i + 1}\n" for i in range(60))
@@ -255,6 +284,9 @@ BAD: dict[str, str] = {
     "another library's": '%llguidance {}\nstart: "a"',
     "two rules in a line": 'root ::= "a" x ::= "b"',
     "no token": "root ::= <[12",
+    "a token that there is not": "root ::= <no such token at all>",
+    "a token of two tokens": "root ::= !<once>",
+    "a token without an end": "root ::= <tool_call",
 }
 
 

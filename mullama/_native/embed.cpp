@@ -28,6 +28,7 @@ Embedder::Embedder(std::shared_ptr<llama_model> model, const ModelFacts & facts,
       n_threads_(n_threads > 0 ? n_threads : common_cpu_get_num_math()),
       n_embd_(llama_model_n_embd_out(model_.get())),
       pooling_(pooling),
+      workers_(n_threads_),
       ctx_(nullptr, llama_free) {
     make_room(1);
 }
@@ -52,7 +53,7 @@ void Embedder::make_room(uint32_t n_tokens) {
     n_room_ = room;
 }
 
-llama_context * Embedder::make(uint32_t n_tokens, int32_t pooling) const {
+llama_context * Embedder::make(uint32_t n_tokens, int32_t pooling) {
     llama_context_params p = llama_context_default_params();
     p.n_ctx = p.n_batch = p.n_ubatch = n_tokens;
     p.n_seq_max = most_texts;
@@ -64,7 +65,9 @@ llama_context * Embedder::make(uint32_t n_tokens, int32_t pooling) const {
     take_errors();
     AbortGuard guard;
     const std::shared_lock<std::shared_mutex> lock(lora_mutex());
-    return llama_init_from_model(model_.get(), p);
+    llama_context * made = llama_init_from_model(model_.get(), p);
+    if (made != nullptr) workers_.attach(made);
+    return made;
 }
 
 std::vector<float> Embedder::embed(const std::vector<std::vector<int32_t>> & texts) {
@@ -95,6 +98,7 @@ void Embedder::compute(const std::vector<std::vector<int32_t>> & texts, size_t f
             batch->logits[at] = true;
         }
     }
+    const Workers::Shift shift(workers_);
     const bool encoder = llama_model_has_encoder(model_.get()) && !llama_model_has_decoder(model_.get());
     const int32_t status = encoder ? llama_encode(ctx_.get(), made) : llama_decode(ctx_.get(), made);
     if (status != 0) throw std::runtime_error("llama.cpp could not compute the embeddings, status " + std::to_string(status));

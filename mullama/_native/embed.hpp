@@ -7,6 +7,7 @@
 
 #include "gguf_check.hpp"
 #include "llama.h"
+#include "workers.hpp"
 
 namespace mullama {
 
@@ -25,13 +26,14 @@ class Embedder {
 
   private:
     void make_room(uint32_t n_tokens);
-    llama_context * make(uint32_t n_tokens, int32_t pooling) const;
+    llama_context * make(uint32_t n_tokens, int32_t pooling);
     void compute(const std::vector<std::vector<int32_t>> & texts, size_t first, size_t last, std::vector<float> & rows);
 
     const std::shared_ptr<llama_model> model_;
     const uint32_t n_ctx_;
     const int32_t n_threads_, n_embd_;
     int32_t pooling_;
+    Workers workers_;
     uint32_t n_room_ = 0;  // tokens that the context takes at once
     std::unique_ptr<llama_context, decltype(&llama_free)> ctx_;
     std::mutex mutex_;

@@ -45,6 +45,7 @@ Engine::Engine(std::shared_ptr<llama_model> model, const EngineParams & params)
     generates_ = llama_get_memory(ctx_.get()) != nullptr;
     n_batch_ = int32_t(llama_n_batch(ctx_.get()));
     n_threads_ = p.n_threads;
+    workers_ = std::make_unique<Workers>(std::max(p.n_threads, p.n_threads_batch));
     batch_ = llama_batch_init(n_batch_, 0, 1);
     for (llama_token token = 0; token < llama_vocab_n_tokens(vocab_); ++token) {
         if (llama_vocab_is_eog(vocab_, token)) end_tokens_.push_back(token);
@@ -119,6 +120,7 @@ void Engine::release() {
     batch_ = llama_batch{};
     slots_.reset();
     ctx_.reset();
+    workers_.reset();
     worn_.clear();
 }
 
@@ -128,6 +130,8 @@ void Engine::run() {
     sigset_t signals;  // they are for the interpreter's main thread, never for this one or for ggml's workers below it
     sigfillset(&signals);
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+    const Workers::Shift shift(*workers_);
+    workers_->attach(ctx_.get());
     while (!stopping_.load()) {
         bool worked = true;
         try {

@@ -20,6 +20,7 @@
 #include "llama.h"
 #include "slots.hpp"
 #include "stream.hpp"
+#include "workers.hpp"
 
 namespace mullama {
 
@@ -114,6 +115,7 @@ class Engine {
 
     const std::shared_ptr<llama_model> model_;
     const llama_vocab * const vocab_;
+    std::unique_ptr<Workers> workers_;  // of the engine thread
     std::unique_ptr<llama_context, decltype(&llama_free)> ctx_;
     std::unique_ptr<Slots> slots_;
     llama_batch batch_{};

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "llama.h"
+
 namespace mullama {
 
 namespace {
@@ -40,7 +42,7 @@ struct Rule {
 
 class Grammar {
   public:
-    explicit Grammar(const std::string & text) : text_(text), pos_(text.c_str()) {}
+    Grammar(const std::string & text, const llama_vocab * vocab) : text_(text), pos_(text.c_str()), vocab_(vocab) {}
 
     void check() {
         skip(true);
@@ -216,7 +218,7 @@ class Grammar {
     void token() {
         if (*pos_ == '!') ++pos_;
         if (*pos_ != '<') fail("a token, like <name> or <[13]>, is expected");
-        ++pos_;
+        const char * const from = pos_++;
         if (*pos_ == '[') {
             ++pos_;
             if (number() > UINT32_MAX) fail("a token's number is too large");
@@ -227,6 +229,10 @@ class Grammar {
         pos_ += std::strcspn(pos_, ">");
         if (*pos_ != '>') fail("> is expected behind a token's name");
         ++pos_;
+        llama_token found[2];
+        if (llama_tokenize(vocab_, from, int32_t(pos_ - from), found, 2, false, true) != 1) {
+            fail("the vocabulary has no token " + std::string(from, std::min(pos_, from + 80)));
+        }
     }
 
     std::pair<uint64_t, uint64_t> repetition(bool nested) {
@@ -353,6 +359,7 @@ class Grammar {
 
     const std::string & text_;
     const char * pos_;
+    const llama_vocab * const vocab_;
     std::map<std::string, size_t> names_;
     std::vector<Rule> rules_;
     uint64_t n_made_ = 0;      // rules that llama.cpp makes of repetitions
@@ -361,6 +368,6 @@ class Grammar {
 
 }  // namespace
 
-void check_gbnf(const std::string & text) { Grammar(text).check(); }
+void check_gbnf(const std::string & text, const llama_vocab * vocab) { Grammar(text, vocab).check(); }
 
 }  // namespace mullama

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <ctime>
 #include <stdexcept>
 
 #include "abort_guard.hpp"
@@ -13,7 +11,9 @@
 #include "json-schema-to-grammar.h"
 #include "llama.h"
 #include "log.hpp"
+#include "logits.hpp"
 #include "sampling.h"
+#include "work_limit.hpp"
 
 namespace mullama {
 
@@ -61,26 +61,6 @@ common_params_sampling to_common(const llama_vocab * vocab, const Sampling & s) 
     return p;
 }
 
-// exp(x) for -87 <= x <= 0, in a form that compilers turn into vector code: 2^n * 2^f with the Taylor polynomial of
-// 2^f at f in [-1/2, 1/2]; its relative error is below 2e-7.
-inline float exp_vectorisable(float x) {
-    const float t = x * 1.44269504f;
-    const float shifted = t + 12582912.0f;  // 1.5 * 2^23: rounds t to the nearest integer
-    const float n = shifted - 12582912.0f;
-    const float f = t - n;
-    float y = 1.54035304e-4f;
-    y = y * f + 1.33335581e-3f;
-    y = y * f + 9.61812911e-3f;
-    y = y * f + 5.55041087e-2f;
-    y = y * f + 2.40226507e-1f;
-    y = y * f + 6.93147181e-1f;
-    y = y * f + 1.0f;
-    const int32_t bits = (int32_t(n) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &bits, sizeof scale);
-    return y * scale;
-}
-
 // The n greatest logits, in falling order, by way of a small heap.
 std::vector<Candidate> likeliest(const float * logits, int32_t n_vocab, uint32_t n) {
     const auto greater = [](const Candidate & a, const Candidate & b) { return a.logprob > b.logprob; };
@@ -100,13 +80,22 @@ std::vector<Candidate> likeliest(const float * logits, int32_t n_vocab, uint32_t
 }
 
 // Of this thread's processor time, that a grammar may take for one token: others wait for it. In an ambiguous grammar the
-// readings multiply with every token.
-constexpr double most_seconds = 1.0;
+// readings multiply with every character.
+constexpr double most_seconds = 0.5;
+constexpr const char * too_ambiguous =
+    "the grammar can be read in too many ways at once, and following it takes too long: have it read each text in one way";
 
-double thread_seconds() {
-    timespec t{};
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+// What llama.cpp does with a grammar, as far as it comes to an end.
+template <typename Work>
+void limited(bool constrained, Work && work) {
+    if (!constrained) return work();
+    const WorkLimit limit(most_seconds);
+    try {
+        work();
+    } catch (const std::exception &) {
+        if (WorkLimit::reached()) throw std::runtime_error(too_ambiguous);
+        throw;
+    }
 }
 
 }  // namespace
@@ -118,7 +107,7 @@ Sampler::Sampler(const llama_model * model, const Sampling & sampling, const std
     auto params = to_common(llama_model_get_vocab(model), sampling);
     constrained_ = !common_grammar_value(params.grammar).empty();
     AbortGuard guard;
-    chain_.reset(common_sampler_init(model, params));
+    limited(constrained_, [&] { chain_.reset(common_sampler_init(model, params)); });
     if (!chain_) throw std::runtime_error("llama.cpp made no sampler of these parameters");
     for (int32_t token : prompt) common_sampler_accept(chain_.get(), token, false);
 }
@@ -136,78 +125,45 @@ Choice Sampler::sample(llama_context * ctx, int32_t i, uint32_t n_top, const std
         logits[token] = -INFINITY;
     }
     AbortGuard guard;
-    const double began = constrained_ ? thread_seconds() : 0;
-    choice.token = common_sampler_sample(chain_.get(), ctx, i);
+    limited(constrained_, [&] { choice.token = common_sampler_sample(chain_.get(), ctx, i); });
     const llama_token_data_array * rest = common_sampler_get_candidates(chain_.get(), false);
     if (choice.token < 0 || choice.token >= n_vocab_ || rest->selected < 0 ||
         !(rest->data[rest->selected].logit > -INFINITY) || !(logits[choice.token] > -INFINITY)) {
         throw std::runtime_error("no token is left to choose from: the sampling forbids all that the model finds possible");
     }
     for (size_t k = 0; k < banned.size(); ++k) logits[banned[k]] = saved[k];
-    common_sampler_accept(chain_.get(), choice.token, true);
-    if (constrained_ && thread_seconds() - began > most_seconds) {
-        throw std::runtime_error("the grammar can be read in too many ways at once: following it takes seconds for a token");
-    }
+    limited(constrained_, [&] { common_sampler_accept(chain_.get(), choice.token, true); });
     choice.logprob = float(logits[choice.token] - total);
     for (auto & candidate : choice.top) candidate.logprob = float(candidate.logprob - total);
     return choice;
 }
 
 void check_grammar(const llama_model * model, const std::string & grammar) {
-    check_gbnf(grammar);
-    take_errors();
+    const llama_vocab * const vocab = llama_model_get_vocab(model);
     AbortGuard guard;
-    llama_sampler * made = llama_sampler_init_grammar(llama_model_get_vocab(model), grammar.c_str(), "root");
-    if (made == nullptr) {
-        const std::string why = take_errors();
-        throw std::invalid_argument(why.empty() ? "llama.cpp cannot parse it" : why);
-    }
-    llama_sampler_free(made);
+    check_gbnf(grammar, vocab);
+    take_errors();
+    limited(true, [&] {
+        llama_sampler * made = llama_sampler_init_grammar(vocab, grammar.c_str(), "root");
+        if (made == nullptr) {
+            const std::string why = take_errors();
+            throw std::invalid_argument(why.empty() ? "llama.cpp cannot parse it" : why);
+        }
+        llama_sampler_free(made);
+    });
+}
+
+void try_sampler(const llama_model * model, common_params_sampling & params) {
+    const std::string & grammar = common_grammar_value(params.grammar);
+    if (grammar.empty()) return;
+    AbortGuard guard;
+    check_gbnf(grammar, llama_model_get_vocab(model));
+    limited(true, [&] { const std::unique_ptr<common_sampler, FreeSampler> made(common_sampler_init(model, params)); });
 }
 
 std::string grammar_of_schema(const std::string & schema) {
     AbortGuard guard;
     return json_schema_to_grammar(common_json::parse(schema), true);
-}
-
-float greatest(const float * logits, int32_t n) {
-    constexpr int32_t lanes = 16;
-    constexpr float most = 1e28f;  // divided by the least temperature and penalty it is still a float
-    float tops[lanes];
-    int32_t odd[lanes] = {};
-    for (int32_t k = 0; k < lanes; ++k) tops[k] = -INFINITY;
-    int32_t i = 0;
-    for (; i + lanes <= n; i += lanes) {
-        for (int32_t k = 0; k < lanes; ++k) {
-            tops[k] = tops[k] < logits[i + k] ? logits[i + k] : tops[k];
-            odd[k] |= !(logits[i + k] <= most);  // NaN is odd too
-        }
-    }
-    for (; i < n; ++i) {
-        tops[0] = std::max(tops[0], logits[i]);
-        odd[0] |= !(logits[i] <= most);
-    }
-    const float top = *std::max_element(tops, tops + lanes);
-    if (top == -INFINITY || std::any_of(odd, odd + lanes, [](int32_t any) { return any != 0; })) {
-        throw std::runtime_error("the model computed no number for a token (NaN or infinity): its weights may be damaged");
-    }
-    return top;
-}
-
-double log_sum_exp(const float * logits, int32_t n, float top) {
-    constexpr int32_t lanes = 16;
-    float sums[lanes] = {};
-    int32_t i = 0;
-    for (; i + lanes <= n; i += lanes) {
-        for (int32_t k = 0; k < lanes; ++k) {
-            const float x = logits[i + k] - top;
-            sums[k] += exp_vectorisable(x < -87.0f ? -87.0f : x);
-        }
-    }
-    double sum = 0.0;
-    for (; i < n; ++i) sum += std::exp(double(logits[i]) - top);
-    for (float part : sums) sum += part;
-    return top + std::log(sum);
 }
 
 }  // namespace mullama

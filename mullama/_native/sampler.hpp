@@ -67,14 +67,10 @@ class Sampler {
 // Throws std::exception where llama.cpp cannot follow a GBNF grammar; see gbnf_check.hpp.
 void check_grammar(const llama_model * model, const std::string & grammar);
 
+// Throws std::exception where llama.cpp cannot make a sampler of these parameters, because of their grammar; all of it is tried.
+void try_sampler(const llama_model * model, common_params_sampling & params);
+
 // Throws std::exception where a JSON schema cannot be turned into a grammar.
 std::string grammar_of_schema(const std::string & schema);
-
-// The greatest of logits[0 … n-1]. Throws std::runtime_error where llama.cpp's samplers, which sort and divide, would get lost:
-// at NaN, at infinity, and where all are minus infinity.
-float greatest(const float * logits, int32_t n);
-
-// The natural logarithm of the sum of exp(logits[0 … n-1]), of which `top` is the greatest.
-double log_sum_exp(const float * logits, int32_t n, float top);
 
 }  // namespace mullama
