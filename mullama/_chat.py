@@ -22,6 +22,7 @@ from ._records import (
     ToolCall,
     ToolCallDelta,
 )
+from ._schema import plain_schema, tool_schema
 from .config import StreamConfig
 from .errors import ChatError
 
@@ -46,7 +47,8 @@ class ChatOptions(TypedDict, total=False):
     Attributes:
         tools: The functions that the model may call, each as in OpenAI's API:
             ``{"type": "function", "function": {"name": …, "description": …, "parameters": <JSON schema>}}``.
-        tool_choice: ``"auto"`` (the default), ``"required"``, ``"none"``, or the name of the one function to call.
+        tool_choice: ``"auto"`` (the default), ``"required"``, the name of the one function to call, or ``"none"``: the model
+            is not told of the tools, and its text is text, whatever it looks like.
         parallel_tool_calls: Whether it may call several at once; default False.
         thinking: Whether a model that can think to itself should; default True.
         template: A Jinja template in place of the model's own: its text as a `str`, or its file as a `pathlib.Path`. It is
@@ -87,8 +89,10 @@ class ChatGeneration:
         news: list[_News] = []
         try:
             news += self._chat.feed(str(token), token.token_id)
-            if token.is_final and self.generation.reason() == "stop":
-                news += self._finish(token)
+            if token.is_final:
+                news += self._chat.settle()
+                if self.generation.reason() == "stop":
+                    news += self._finish(token)
         except RuntimeError as e:  # told with the next call: this token is whole
             self._failure = f"the model's answer cannot be parsed: {_brief(e)}"
             self.generation.core.cancel()
@@ -137,10 +141,9 @@ def render_chat(model: Model, messages: Iterable[Message], options: ChatOptions)
 
 
 def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, config: StreamConfig) -> _core.Chat:
-    unknown = options.keys() - ChatOptions.__annotations__.keys()
-    if unknown:
-        known = ", ".join(ChatOptions.__annotations__)
-        raise _checks.refuse_type(min(unknown), None, f"left out: the options of a chat are {known}")
+    if options.keys() - ChatOptions.__annotations__.keys():
+        hint = "How to sample is said by params=SamplerParams(…), how long and how far by config=StreamConfig(…)."
+        raise _checks.refuse_name("a chat has no option", options, ChatOptions.__annotations__, hint)
     tools, choice = _checked_tools(options)
     params = config.sampler()
     arguments = options.get("template_arguments") or {}
@@ -156,7 +159,7 @@ def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, 
             tool_choice=choice.encode(),
             parallel_tool_calls=_checks.flag("parallel_tool_calls", options.get("parallel_tool_calls", False)),
             grammar=(params.grammar or "").encode(),
-            json_schema=(params.json_schema or "").encode(),
+            json_schema=b"" if params.json_schema is None else plain_schema(params.json_schema).encode(),
             thinking=_checks.flag("thinking", options.get("thinking", True)),
             reasoning_format=b"auto",
             arguments={str(k): _json(f"template_arguments[{k!r}]", v).decode() for k, v in arguments.items()},
@@ -241,6 +244,8 @@ def _checked_tools(options: ChatOptions) -> tuple[list[Tool], str]:
         if any(function["name"] == other["function"]["name"] for other in tools):
             raise _checks.refuse(f"tools[{i}]", tool, "of another name than the others")
         known = {key: value for key, value in function.items() if value is not None}
+        if function.get("parameters"):
+            known["parameters"] = tool_schema(f"tools[{i}]'s parameters", function["parameters"])
         tools.append({**tool, "type": "function", "function": known})
     given: Any = options.get("tool_choice", "auto")
     choice, named = given, False
@@ -256,7 +261,7 @@ def _checked_tools(options: ChatOptions) -> tuple[list[Tool], str]:
         choice = "required"
     if choice == "required" and not tools:
         raise _checks.refuse("tool_choice", given, "auto or none where there are no tools")
-    return tools, choice
+    return ([] if choice == "none" else tools), choice  # a model that is not told of tools calls none
 
 
 def _json(name: str, value: object) -> bytes:

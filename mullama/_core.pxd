@@ -142,7 +142,9 @@ cdef extern from "_native/chat.hpp" namespace "mullama" nogil:
         const vector[string] & stops()
         vector[int32_t] shown() except +
         vector[ChatDelta] feed(const string & text, int32_t token) except +
+        vector[ChatDelta] settle() except +
         vector[ChatDelta] finish() except +
+        size_t n_parsed()
 
 
 cdef extern from "_native/embed.hpp" namespace "mullama" nogil:

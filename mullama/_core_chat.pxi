@@ -69,6 +69,20 @@ cdef class Chat:
             news = chat.feed(data, token)
         return deltas(news)
 
+    def settle(self):
+        """The same of what feed() held back, because it may have been the beginning of a mark; for when no more comes."""
+        check_fork()
+        cdef CChat * chat = self.shared.get()
+        cdef vector[ChatDelta] news
+        with nogil:
+            news = chat.settle()
+        return deltas(news)
+
+    @property
+    def n_parsed(self):
+        """How many bytes llama.cpp's parsers read so far, those that they read again counted again."""
+        return self.shared.get().n_parsed()
+
     def finish(self):
         """The same at the end of an answer that was not cut off; once."""
         check_fork()

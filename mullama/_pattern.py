@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-__all__ = ["pattern_for_json"]
+__all__ = ["pattern_for_json", "with_known_patterns"]
 
 _TOKEN = re.compile(
     r"""\\x[0-9a-fA-F]{2} | \\u[0-9a-fA-F]{4} | \\.
@@ -16,6 +17,7 @@ _ITEM = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
 _CLASSES = {"d": "0-9", "w": "0-9A-Z_a-z", "s": " "}
 _QUANTIFIER = re.compile(r"[*+?]|\{\d+(?:,\d*)?\}")
 _LONGEST = 10_000
+_VALUES = ("enum", "const", "default", "examples")  # what is under these is no schema
 _MOST_GROUPS = 50  # within each other
 _LAST = 0x10FFFF
 
@@ -159,3 +161,21 @@ def _range(low: int, high: int) -> str:
         return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
     return escaped(low) if low == high else f"{escaped(low)}-{escaped(high)}"
+
+
+def with_known_patterns(value: Any) -> Any:
+    """A schema whose patterns the converter knows; what no grammar can say is in the description, for a model to read."""
+    if isinstance(value, list):
+        return [with_known_patterns(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    schema = {k: v if k in _VALUES else with_known_patterns(v) for k, v in value.items()}
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str):  # else it is a property of that name
+        try:
+            schema["pattern"] = pattern_for_json(pattern)
+        except ValueError:
+            del schema["pattern"]
+            described = schema.get("description")
+            schema["description"] = f"{described} (pattern: {pattern})" if described else f"pattern: {pattern}"
+    return schema

@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from ._checks import refuse, refuse_type
-from ._pattern import pattern_for_json
+from ._pattern import pattern_for_json, with_known_patterns
 from .errors import InvalidParameter
 
-__all__ = ["json_schema", "mended_grammar", "plain_schema"]
+__all__ = ["json_schema", "mended_grammar", "plain_schema", "tool_schema"]
 
 _Schema = dict[str, Any]
 
@@ -78,6 +78,26 @@ def plain_schema(text: str) -> str:
         ValueError: There is something in it that a grammar cannot say, or that no value satisfies.
     """
     return json.dumps(_Reader(json.loads(text)).plain())
+
+
+def tool_schema(name: str, schema: Mapping[str, Any]) -> _Schema:
+    """The schema of a tool's parameters, which the model sees as it is, with no more changed than the converter needs.
+
+    It knows few patterns, and accepts any string where it does not know one: they are put into its words. What no grammar
+    can say goes into the description, for the model to read.
+
+    Raises:
+        InvalidParameter: It is nested too deeply, too large, or refers to itself without end.
+    """
+    try:
+        plain: _Schema = json.loads(json.dumps(schema, default=_mapping))
+        _Outline(plain).plain()
+        known: _Schema = with_known_patterns(plain)
+        return known
+    except RecursionError:
+        raise refuse(name, schema, f"a JSON schema nested at most {_MOST_NESTED} deep") from None
+    except (ValueError, TypeError) as e:
+        raise refuse(name, schema, f"a JSON schema that can be followed ({e})") from None
 
 
 def mended_grammar(grammar: str) -> str:
@@ -206,7 +226,7 @@ class _Reader:
     def expand(self, components: list[Any], path: str, depth: int) -> None:
         """The converter makes one object, or one choice, of all that it finds in allOf, and ignores other things."""
         for reference, component in self.components(components, depth):
-            if not isinstance(component, dict) or not component.keys() & {"properties", "enum"}:
+            if not self.can_join(component):
                 raise _BadSchemaError(f"allOf at {path or '#'} can only join objects with properties, or enums")
             if reference is None:
                 continue
@@ -215,6 +235,10 @@ class _Reader:
             self.expanding.append(reference)
             self.node(component, path, depth + 1)
             self.expanding.pop()
+
+    @staticmethod
+    def can_join(component: object) -> bool:
+        return isinstance(component, dict) and bool(component.keys() & {"properties", "enum"})
 
     def components(self, components: list[Any], depth: int) -> Iterator[tuple[str | None, Any]]:
         for one in components:
@@ -312,6 +336,42 @@ class _Reader:
             schema["minimum"] = max(low)
         if high and min(high) < _DIGITS:
             schema["maximum"] = min(high)
+
+
+class _Outline(_Reader):
+    """Walks a schema only to see that the converter comes to an end with it."""
+
+    def resolve(self, reference: Any) -> Any:
+        try:
+            return super().resolve(reference)
+        except _BadSchemaError:
+            return {}  # the converter says so itself
+
+    @staticmethod
+    def without_lone_all_of(schema: _Schema) -> _Schema:
+        return schema
+
+    @staticmethod
+    def can_join(component: object) -> bool:
+        return True
+
+    @staticmethod
+    def tuple(schema: _Schema, path: str) -> None:
+        pass
+
+    def object(self, schema: _Schema, path: str, depth: int) -> None:
+        properties, required = schema.get("properties"), schema.get("required")
+        if isinstance(properties, dict):
+            names = set(required) if isinstance(required, list) and all(isinstance(n, str) for n in required) else set()
+            if max(map(len, properties), default=0) > _LONGEST_NAME or len(properties.keys() - names) > _MOST_OPTIONAL:
+                raise _BadSchemaError("the name of a property is too long, or too many are not required")
+            for name, one in properties.items():
+                self.node(one, f"{path}-{name}", depth + 1)
+        if isinstance(schema.get("additionalProperties"), dict):
+            self.node(schema["additionalProperties"], f"{path}-additional", depth + 1)
+
+    def scalar(self, schema: _Schema, path: str) -> _Schema:
+        return schema
 
 
 def _number(value: object) -> bool:

@@ -159,7 +159,8 @@ def with_schema(schema: Any) -> dict[str, Any]:
         ({"thinking": "no"}, TypeError, "thinking"),
         ({"template_arguments": [1]}, TypeError, "template_arguments must be a mapping"),
         ({"template_arguments": {"x": object()}}, InvalidParameter, "template_arguments['x']"),
-        ({"temperature": 1}, TypeError, "the options of a chat are tools, tool_choice"),
+        ({"temperature": 1}, TypeError, "a chat has no option 'temperature' (given was 1), only tools, tool_choice"),
+        ({"response_format": {}, "thinking": 7}, TypeError, "'response_format'"),
     ],
     ids=lambda value: repr(value)[:50],
 )  # fmt: skip

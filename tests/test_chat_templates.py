@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,73 @@ def test_an_answer_cut_off_anywhere_says_the_beginning_of_it(
         for (_, name, arguments), (_, all_name, all_arguments) in zip(part.calls, whole.calls, strict=False):
             assert name == all_name
             assert all_arguments.startswith(arguments)
+
+
+def check_what_is_told(open_it: Callable[[], _core.Chat], pieces: Sequence[str]) -> Reader:
+    """A chat that does not ask its parser about every piece, against parsers that see each beginning of the answer."""
+    chat, reader = open_it(), Reader()
+    content = reasoning = so_far = ""
+    for token, piece in enumerate(pieces):
+        so_far += piece
+        reader.take(chat.feed(piece, token))
+        at_once = read(open_it(), [so_far], whole=False)
+        content, reasoning = max(content, at_once.content, key=len), max(reasoning, at_once.reasoning, key=len)
+        assert content.startswith(reader.content), so_far
+        assert reasoning.startswith(reader.reasoning), so_far
+        held = len(content + reasoning) - len(reader.content + reader.reasoning)
+        assert held < 32 + len(piece), "no more is held back than a mark"
+    reader.take(chat.settle())
+    assert (reader.content, reader.reasoning) == (content, reasoning)
+    return reader
+
+
+@pytest.mark.parametrize(("template", "answer", "says"), ANSWERS)
+def test_what_is_told_without_the_parser_is_what_it_would_tell(
+    vocabulary: Model, template: str, answer: str, says: Says
+) -> None:
+    assert check_what_is_told(lambda: with_tools(vocabulary, template), answer).says()[:2] == says[:2]
+    check_what_is_told(lambda: opened(vocabulary, template), answer)
+
+
+@pytest.mark.parametrize("template", CASES)
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_what_is_told_of_any_text(vocabulary: Model, template: str, data: st.DataObject) -> None:
+    """Of marks, of halves of marks and of words, in any order."""
+    known = re.findall(r"<[^>]*>|\[[^\]]*\]|\s+|[^<\[\s]+", "".join(answer for answer, _ in CASES[template]))
+    piece = st.sampled_from(
+        [*known, *(mark[: len(mark) // 2 + 1] for mark in known), "Hello ", "< ", "é🌞", "\n\n", "{"]
+    )
+    pieces = data.draw(st.lists(piece, min_size=1, max_size=12))
+    open_it = data.draw(st.sampled_from([with_tools, opened]))
+    # Some templates cannot read an answer without their marks, and what was a call may turn out to be none.
+    with contextlib.suppress(RuntimeError):
+        check_what_is_told(lambda: open_it(vocabulary, template), pieces)
+
+
+LONG = "It is a fine day, and 5 < 6 <b>by the way</b>; [see].\n\n"
+
+
+def beginning(template: str) -> str:
+    """What an answer in plain words begins with, where it is not plain at once."""
+    plain = [answer for answer, says in CASES[template] if not says.calls and says.content == "Hello."]
+    return plain[-1].removesuffix("<|END_RESPONSE|>").removesuffix("Hello.") if plain else ""
+
+
+@pytest.mark.parametrize("template", [t for t, cases in CASES.items() if any(not says.calls for _, says in cases)])
+@pytest.mark.parametrize("tools", [True, False], ids=["tools", "no tools"])
+def test_a_long_answer_is_not_parsed_again_for_each_token(vocabulary: Model, template: str, tools: bool) -> None:
+    """Counted: what the parser reads for the last thousand characters is what it reads for a thousand before them."""
+    chat, reader = (with_tools if tools else opened)(vocabulary, template), Reader()
+    reader.take(chat.feed(beginning(template), 0))
+    parsed = []
+    for i, character in enumerate(LONG * 60):
+        reader.take(chat.feed(character, i))
+        parsed.append(chat.n_parsed)
+    reader.take(chat.settle())
+    assert reader.content.strip().endswith((LONG * 60).strip())
+    assert parsed[-1] - parsed[-1000] <= parsed[1999] - parsed[1000]
+    assert parsed[-1] < 100_000, "that is less than it takes to read it twenty times"
 
 
 # ------------------------------------------------------------------------------ prompts

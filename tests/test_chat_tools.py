@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
-from chat_helpers import BACKENDS, QWEN3, THOUGHT, TIME, USER, WEATHER, Read, asking, check, saying, valid
+from chat_helpers import (
+    BACKENDS,
+    HERMES,
+    QWEN3,
+    TEMPLATES,
+    THOUGHT,
+    TIME,
+    USER,
+    WEATHER,
+    Read,
+    asking,
+    check,
+    saying,
+    valid,
+)
 from test_good_files import rewritten
 
 from mullama import (
@@ -20,6 +35,7 @@ from mullama import (
     StreamConfig,
     default_model,
 )
+from mullama._chat import ChatOptions, render_chat
 
 # The bundled model calls tools by itself; the grammar sees to it that the call is valid.
 CALLING = SamplerParams.greedy()
@@ -43,6 +59,16 @@ def test_a_required_call(ask: Any) -> None:
     assert valid(call)
     assert (answer.finish_reason, answer.completion.finish_reason) == ("tool_calls", "stop")
     assert sum(bool(delta.tool_calls) for delta in deltas) > 1, "its arguments come as they are written"
+
+
+@pytest.mark.parametrize("template", ["Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct", "Qwen3-Coder"])
+def test_a_required_call_is_the_only_end(context: Context, template: str) -> None:
+    """These allow words before the call; the bundled model, which knows none of them, says many."""
+    path = TEMPLATES / f"{template}.jinja"
+    for seed in range(4):
+        params = SamplerParams(seed=seed)
+        answer = context.chat([USER], 120, params, tools=[WEATHER], tool_choice="required", template=path)
+        assert answer.finish_reason == ("tool_calls" if answer.completion.finish_reason == "stop" else "length")
 
 
 @pytest.mark.parametrize("name", ["get_time", "get_weather"])
@@ -89,6 +115,21 @@ def test_none_is_no_call(ask: Any) -> None:
     _, answer = ask([USER], 100, saying(text), tools=[WEATHER, TIME], tool_choice="none")
     assert answer.message == ChatMessage(text)
     assert answer.finish_reason == "stop"
+    _, without = ask([USER], 100, saying(text))
+    assert answer.completion.usage.prompt_tokens == without.completion.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("template", [None, QWEN3, HERMES], ids=str)
+def test_with_none_the_model_is_not_told_of_the_tools(model: Model, template: Path | None) -> None:
+    call = {"type": "function", "function": {"name": "get_time", "arguments": {"city": "Rome"}}}
+    messages: list[Any] = [USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "12:30"}]
+    options: ChatOptions = {"template": template}
+    plain = render_chat(model, messages, options)
+    assert render_chat(model, messages, options | {"tools": [WEATHER, TIME], "tool_choice": "none"}) == plain
+    told = render_chat(model, messages, options | {"tools": [WEATHER, TIME]})
+    assert "Get the weather in a city" in told
+    assert "Get the weather in a city" not in plain
+    assert "12:30" in plain, "what was called before stays"
 
 
 def test_an_answer_goes_back_into_the_next_request(context: Context) -> None:
@@ -96,8 +137,8 @@ def test_an_answer_goes_back_into_the_next_request(context: Context) -> None:
     (call,) = first.message.tool_calls
     result = {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": '{"sky": "sunny"}'}
     for message in (first.message, first.message.to_dict()):
-        second = context.chat([USER, message, result], 40, saying("It is sunny."), tools=[WEATHER], tool_choice="none")
-        assert second.message.content == "It is sunny."
+        second = context.chat([USER, message, result], 40, CALLING, tools=[WEATHER])
+        assert second.message.content
         assert second.completion.usage.cached_tokens > first.completion.usage.prompt_tokens // 2
     thinking = context.chat([USER], 60, saying(THOUGHT), template=QWEN3).message
     assert thinking.to_dict()["reasoning_content"] == thinking.reasoning_content

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from chat_helpers import WEATHER
 from conftest import ENDLESS, serving, until
 
 from mullama import AsyncContext, Completion, Context, Model, StreamConfig, TokenData
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(hasattr(sys, "pypy_version_info"), reason="it co
 
 
 def config(**changes: Any) -> StreamConfig:
-    return StreamConfig(max_tokens=N, params=ENDLESS, timeout_ms=0, **changes)
+    return StreamConfig(**{"max_tokens": N, "params": ENDLESS, "timeout_ms": 0} | changes)
 
 
 class Meter:
@@ -107,6 +108,26 @@ def test_a_callback(long: Context) -> None:
 
     assert len(long.generate_streaming("Once", config=config(), callback=callback).tokens) == N
     meter.judge(N)
+
+
+@pytest.mark.parametrize("tools", [[], [WEATHER]], ids=["plain", "tools"])
+def test_a_chat(long: Context, tools: list[Any]) -> None:
+    """Nor does the parser read the answer again for each token: what it reads is counted."""
+    meter, parts, parsed = Meter(), [], []
+    messages = [{"role": "user", "content": "Tell me a story."}]
+    with long.chat_stream(messages, config=config(max_tokens=N - 200), tools=tools, tool_choice="auto") as stream:
+        chat = stream._source._chat  # type: ignore[attr-defined]
+        while True:
+            with meter:
+                delta = stream.next()
+            if delta is None:
+                break
+            parts.append(delta.content)
+            parsed.append(chat.n_parsed)
+    meter.judge(N - 200)
+    assert "".join(parts) == stream.chat_completion().message.content == stream.completion().text
+    assert parsed[-2] - parsed[-PART] <= parsed[2 * PART] - parsed[PART]
+    assert parsed[-1] - parsed[PART] < 5 * len(stream.completion().text)
 
 
 async def read(receive: Callable[[], Awaitable[TokenData]], n: int) -> tuple[Meter, list[str]]:

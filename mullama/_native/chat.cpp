@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "abort_guard.hpp"
+#include "plain_text.hpp"
 #include "sampler.hpp"
 
 // llama.cpp's
@@ -15,7 +16,6 @@
 #include <common.h>
 #include <jinja/lexer.h>
 #include <jinja/parser.h>
-#include <sampling.h>
 
 namespace mullama {
 
@@ -112,6 +112,15 @@ struct Chat::State {
     std::vector<Call> calls;
     bool finished = false;
 
+    PlainText plain;
+    PlainText::Kind within = PlainText::none;  // what the answer is in the middle of
+    std::string answer;              // all of it, behind what the prompt began of it
+    std::string held;                // its end, where it may be the beginning of a mark
+    common_chat_input unread;        // of it, by the session
+    size_t n_parsed = 0;
+
+    std::vector<ChatDelta> read();
+    void look_ahead(const std::string & text, const ChatDelta & said);
     std::vector<ChatDelta> news(bool whole);
 };
 
@@ -150,10 +159,9 @@ Chat::Chat(std::shared_ptr<const Templates> templates, const ChatRequest & reque
         // Tried out here, so that what a schema or a template came to is refused before anything runs.
         common_params_sampling sampling;
         amend(sampling);
-        if (sampling.grammar.empty()) return;
-        const auto free = [](common_sampler * made) { common_sampler_free(made); };
-        std::unique_ptr<common_sampler, decltype(free)> made(
-            common_sampler_init(state_->templates->model(), sampling), free);
+        try_sampler(state_->templates->model(), sampling);
+        state_->plain = PlainText(state_->session.parser());
+        state_->answer = state_->session.generation_prompt();
     });
 }
 
@@ -187,21 +195,64 @@ void Chat::amend(common_params_sampling & sampling) const {
 
 std::vector<ChatDelta> Chat::feed(const std::string & text, int32_t token) {
     if (text.empty()) return {};
-    return guarded([&] {
-        if (state_->finished) throw std::logic_error("the answer is finished");
-        common_chat_input chunk;
-        chunk.append(text, token);
-        state_->session.feed(chunk);
-        return state_->news(false);
+    return guarded([&]() -> std::vector<ChatDelta> {
+        State & s = *state_;
+        if (s.finished) throw std::logic_error("the answer is finished");
+        s.unread.append(text, token);
+        s.answer += text;
+        if (s.within != PlainText::none) {
+            s.held += text;
+            const size_t n = s.plain.plain(s.held);
+            if (n == 0) return {};
+            if (n != std::string::npos) {
+                ChatDelta said;
+                const bool content = s.within == PlainText::content;
+                (content ? said.content : said.reasoning) = s.held.substr(0, n);
+                (content ? s.content : s.reasoning).append(s.held, 0, n);
+                s.held.erase(0, n);
+                return {std::move(said)};
+            }
+        }
+        auto deltas = s.read();
+        if (deltas.size() == 1) s.look_ahead(text, deltas.front());
+        return deltas;
+    });
+}
+
+std::vector<ChatDelta> Chat::settle() {
+    return guarded([&]() -> std::vector<ChatDelta> {
+        if (state_->held.empty()) return {};
+        return state_->read();
     });
 }
 
 std::vector<ChatDelta> Chat::finish() {
     return guarded([&] {
         if (std::exchange(state_->finished, true)) throw std::logic_error("the answer is finished");
-        state_->session.finish();
+        state_->n_parsed += state_->answer.size();
+        state_->session.finish(std::exchange(state_->unread, {}));
         return state_->news(true);
     });
+}
+
+size_t Chat::n_parsed() const { return state_->n_parsed; }
+
+// Has the session read all that there is of the answer.
+std::vector<ChatDelta> Chat::State::read() {
+    within = PlainText::none;
+    held.clear();
+    n_parsed += answer.size();
+    session.feed(std::exchange(unread, {}));
+    return news(false);
+}
+
+// After a text of which all was said: may it be that the next ones need not be read? Asked only where it is likely, because
+// the answer is read once more for it.
+void Chat::State::look_ahead(const std::string & text, const ChatDelta & said) {
+    const auto kind = said.content == text ? PlainText::content : said.reasoning == text ? PlainText::reasoning : PlainText::none;
+    const auto & msg = session.msg();
+    const bool told_all = kind == PlainText::content ? content == msg.content : reasoning == msg.reasoning_content;
+    if (kind != PlainText::none && told_all && plain.ends_in(session.parser(), answer, n_parsed) == kind) within = kind;
 }
 
 // A call's name may grow while it is parsed, and clients put fragments together: it is told once, when its arguments begin.

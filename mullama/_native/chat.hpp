@@ -62,9 +62,12 @@ class Chat {
     std::vector<int32_t> shown() const;                    // special tokens whose names the parser reads
     void amend(common_params_sampling & sampling) const;   // the grammar of tools or schema, and what triggers it
 
-    // In the order: reasoning, content, tool calls. finish(): the answer is whole (it was not cut off).
+    // In the order: reasoning, content, tool calls. What may be the beginning of a mark is held back; settle(): no more comes.
+    // finish(): nor was the answer cut off.
     std::vector<ChatDelta> feed(const std::string & text, int32_t token);
+    std::vector<ChatDelta> settle();
     std::vector<ChatDelta> finish();
+    size_t n_parsed() const;  // bytes that parsers read so far, the same ones again each time
 
   private:
     struct State;
