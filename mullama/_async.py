@@ -23,7 +23,7 @@ from . import _checks
 from ._async_streams import ChatStream, TokenStream
 from ._chat import ChatGeneration, ChatOptions, Message
 from ._generation import Generation, many
-from ._model import Model, StrPath
+from ._model import Lora, Model, StrPath
 from ._records import ChatCompletion, Completion, ContextStatistics, StreamControl, TokenData
 from ._sync import Context, goes_on
 from ._vectors import Array
@@ -270,6 +270,11 @@ class AsyncContext:
         """As `Context.embed_batch`, in a worker thread. Cancelled, it returns when that has finished."""
         context = self.context
         return await to_thread.run_sync(lambda: context.embed_batch(texts, normalize=normalize, pooling=pooling))
+
+    async def load_lora(self, path: StrPath) -> Lora:
+        """As `Model.load_lora`, in a worker thread. Cancelled, it finishes what it began and drops it."""
+        model = self.model
+        return await _in_thread(lambda _: model.load_lora(path), undo=lambda _: None)
 
     async def save_state(self, path: StrPath) -> None:
         """As `Context.save_state`, in a worker thread. Cancelled, it stops writing and leaves what was there before."""

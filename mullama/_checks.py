@@ -69,6 +69,15 @@ def refuse_type(name: str, value: object, expected: str, hint: str | None = None
     return InvalidParameterType(message, parameter=name, value=value, hint=hint)
 
 
+def refuse_name(
+    owner: str, given: Mapping[str, object], known: Iterable[str], hint: str | None = None
+) -> InvalidParameterType:
+    """The error for keywords of which one is none of those that there are."""
+    name = min(given.keys() - set(known))
+    message = f"{owner} {name!r} (given was {short(given[name])}), only {', '.join(known)}"
+    return InvalidParameterType(message, parameter=name, value=given[name], hint=hint)
+
+
 def conflict(name: str, value: object, message: str, hint: str) -> InvalidParameter:
     """The error for values that are right by themselves and do not go together."""
     return InvalidParameter(message, parameter=name, value=value, hint=hint)

@@ -62,10 +62,15 @@ def write_state(path: StrPath, context: Context, state: bytes, stop: threading.E
     for piece in _pieces(file, state, stop):
         digest.update(piece)
     head = {"magic": _MAGIC, "sha256": digest.hexdigest(), "size": len(state), **_identity(context)}
-    with _replacing(file) as out:
-        out.write(json.dumps(head).encode() + b"\n")
-        for piece in _pieces(file, state, stop):
-            out.write(piece)
+    try:
+        with _replacing(file) as out:
+            out.write(json.dumps(head).encode() + b"\n")
+            for piece in _pieces(file, state, stop):
+                out.write(piece)
+    except OSError as e:
+        if e.errno is None:  # it was stopped
+            raise
+        raise OSError(e.errno, e.strerror, str(file)) from None  # rather than the name of what was to replace it
 
 
 def _pieces(file: Path, state: bytes, stop: threading.Event | None) -> Iterator[memoryview]:

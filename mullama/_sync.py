@@ -53,9 +53,9 @@ class Context:
             raise _checks.refuse_type("model", model, "a mullama.Model", "Load one with Model.load().")
         if params is not None and not isinstance(params, ContextParams):
             raise _checks.refuse_type("params", params, "a ContextParams", "For example ContextParams(n_ctx=2048).")
-        unknown = changes.keys() - ContextParams.__dataclass_fields__.keys()
-        if unknown:
-            raise _checks.refuse_type(min(unknown), changes[min(unknown)], "left out: ContextParams has no such field")
+        known = ContextParams.__dataclass_fields__
+        if changes.keys() - known.keys():
+            raise _checks.refuse_name("ContextParams has no such field as", changes, known, "Leave it out.")
         params = (params or ContextParams()).replace(**changes)
         if params.n_ctx is None:
             bounds = (_DEFAULT_N_CTX, model.n_ctx_train, params.n_cells)

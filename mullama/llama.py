@@ -195,7 +195,12 @@ class Llama:
 def _checked(options: CompletionOptions | None) -> CompletionOptions:
     if options is not None and not isinstance(options, CompletionOptions):
         raise _checks.refuse_type("options", options, "a CompletionOptions or None")
-    return options or CompletionOptions()
+    options = options or CompletionOptions()
+    for name, value in (("echo", options.echo), ("logprobs", options.logprobs)):
+        _checks.flag(name, value)
+    if options.suffix is not None and not isinstance(options.suffix, str):
+        raise _checks.refuse_type("suffix", options.suffix, "a str or None")
+    return options
 
 
 def _checked_single(options: CompletionOptions | None, callback: object) -> CompletionOptions:

@@ -27,10 +27,16 @@ async def prefilling(context: AsyncContext, prompt: list[int]) -> TokenStream | 
 
 
 @contextmanager
-def listening(records: list[str]) -> Iterator[None]:
+def listening(records: list[str], levels: list[int] | None = None) -> Iterator[None]:
     """Collect the lines of llama.cpp's log."""
+
+    def emit(record: logging.LogRecord) -> None:
+        records.append(record.getMessage())
+        if levels is not None:
+            levels.append(record.levelno)
+
     handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = emit  # type: ignore[method-assign]
     logger = logging.getLogger("mullama.llama_cpp")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
@@ -44,8 +50,9 @@ def listening(records: list[str]) -> Iterator[None]:
 async def test_a_prompt_is_given_up_in_the_middle_of_a_batch(model: Model) -> None:
     """Not only between two steps: llama.cpp is stopped within one, and says so."""
     lines: list[str] = []
+    levels: list[int] = []
     async with serving(model, n_ctx=2304, n_seq_max=1, n_batch=800, n_ubatch=32) as context:
-        with listening(lines):
+        with listening(lines, levels):
             for _ in range(10):
                 before = context.statistics().tokens_in
                 stream = await prefilling(context, long_prompt(model))
@@ -59,6 +66,9 @@ async def test_a_prompt_is_given_up_in_the_middle_of_a_batch(model: Model) -> No
                     break
             else:
                 pytest.fail("no batch was ever cut short")
+    about_it = [level for line, level in zip(lines, levels, strict=True) if "compute" in line or "removing" in line]
+    assert len(about_it) >= 3
+    assert set(about_it) == {logging.DEBUG}, "it was asked for, and is no error"
 
 
 @pytest.mark.parametrize("n_cells", [None, 3000], ids=["own cells", "shared cells"])

@@ -73,6 +73,14 @@ def test_load_refuses_what_it_cannot_use(tmp_path: Path) -> None:
         Llama.load(5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("wrong", [{"echo": "no"}, {"logprobs": 1}, {"suffix": 3}], ids=repr)
+def test_options_of_a_wrong_type(llama: Llama, wrong: dict[str, Any]) -> None:
+    for ask in (llama.create_completion, llama.create_chat_completion):
+        with pytest.raises(InvalidParameter) as caught:
+            ask("Hello", CompletionOptions(**wrong))  # type: ignore[arg-type]
+        assert caught.value.parameter == min(wrong)
+
+
 # ------------------------------------------------------------------------------ completions
 
 

@@ -110,6 +110,38 @@ def test_silent_unless_asked(tmp_path: Path, unknown: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+STRUCTURE = r"""
+import mullama
+bad = [{"grammar": g} for g in ("root ::= [a", "root ::= <nowhere>", "root ::= x", 'root ::= "\q"', "root ::= root")]
+bad += [{"json_schema": {"type": "string", "pattern": p}} for p in ("(?=a)b", r"^\bx$", "[", "a{1,2}{3}")]
+patterns = "", "a", r"^\d+$", "x|y", "^[^a]*$", "^.{3}$", "(?:a)+?"
+good = [{"json_schema": {"type": "string", "pattern": p}} for p in patterns]
+question = [{"role": "user", "content": "Hello"}]
+with mullama.Context(mullama.Model.load(), n_ctx=512, n_seq_max=2, n_threads=1) as context:
+    for given, wrong in [*((one, True) for one in bad), *((one, False) for one in good)]:
+        for ask, prompt in ((context.generate, "Once"), (context.chat, question)):
+            try:
+                ask(prompt, 5, mullama.SamplerParams(seed=1, **given))
+            except mullama.InvalidParameter:
+                assert wrong, given
+            else:
+                assert not wrong, given
+        schema = {"properties": {"x": given["json_schema"]}} if "json_schema" in given else {"type": given["grammar"]}
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"} | schema}}
+        for choice in ("auto", "required", "none"):
+            try:
+                context.chat(question, 5, tools=[tool], tool_choice=choice)
+            except mullama.ChatError:
+                assert "grammar" in given and choice != "none", given
+"""
+
+
+def test_what_grammars_and_schemas_lack_is_said_in_errors_alone() -> None:
+    """llama.cpp's parser and converter would print it."""
+    done = subprocess.run([sys.executable, "-c", STRUCTURE], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_handler_of_the_root_logger_gets_them() -> None:
     script = "import logging, sys, mullama; logging.basicConfig(level=0, stream=sys.stdout); mullama.Model.load()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)

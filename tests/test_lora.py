@@ -12,17 +12,20 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from anyio import create_task_group, to_thread
-from conftest import ENDLESS, assert_idle, serving
+from anyio import create_task_group
+from conftest import ENDLESS, assert_idle, serving, until
 from model_files import adapter
 
 from mullama import (
     AsyncContext,
+    AsyncModel,
     Context,
     InvalidParameter,
     InvalidParameterType,
     Lora,
     Model,
+    ModelLoadError,
+    ModelNotFoundError,
     SamplerParams,
     StreamConfig,
 )
@@ -310,10 +313,60 @@ def test_loading_and_dropping_while_streams_change_sets(
 @pytest.mark.anyio
 async def test_loading_off_the_loop(model: Model, tmp_path: Path) -> None:
     path = adapter(tmp_path / "a.gguf", size=LARGE)
+    async with (
+        serving(model, n_ctx=256) as context,
+        context.generate_stream(PROMPT, config(max_tokens=30, buffer_size=1)) as stream,
+    ):
+        lora = await context.load_lora(path)
+        assert lora.model is model
+        async with context.generate_stream(PROMPT, config(lora, 30)) as second:
+            assert len(await second.collect()) == 30
+        assert len(await stream.collect()) == 30
+
+
+@pytest.mark.anyio
+async def test_loading_is_cancelled(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finishes what it began, and nothing of it is left; the same call works again."""
+    path = adapter(tmp_path / "a.gguf", size=LARGE)
+    loaded: list[weakref.ref[Lora]] = []
+    began, go_on = threading.Event(), threading.Event()
+    load = Model.load_lora
+
+    def held(self: Model, path: Any) -> Lora:
+        began.set()
+        assert go_on.wait(60)
+        lora = load(self, path)
+        loaded.append(weakref.ref(lora))
+        return lora
+
     async with serving(model, n_ctx=256) as context:
-        async with context.generate_stream(PROMPT, config(max_tokens=30, buffer_size=1)) as stream:
-            lora = await to_thread.run_sync(model.load_lora, path)
-            async with context.generate_stream(PROMPT, config(lora, 30)) as second:
-                assert len(await second.collect()) == 30
-            assert len(await stream.collect()) == 30
-        await anyio.lowlevel.checkpoint()
+        monkeypatch.setattr(Model, "load_lora", held)
+        with anyio.CancelScope() as scope:
+            async with create_task_group() as tasks:
+                tasks.start_soon(context.load_lora, path)
+                await until(began.is_set)
+                scope.cancel()
+                go_on.set()
+        assert scope.cancelled_caught
+        gc.collect()
+        assert [one() for one in loaded] == [None]
+        monkeypatch.undo()
+        lora = await context.load_lora(path)
+        assert len((await context.generate(PROMPT, config(lora, 5))).tokens) == 5
+
+
+@pytest.mark.anyio
+async def test_errors_of_loading_come_unwrapped(actx: AsyncContext, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        await actx.load_lora(tmp_path / "none.gguf")
+    with pytest.raises(ModelLoadError, match="no LoRA adapter"):
+        await actx.load_lora(actx.model.path)
+    with pytest.raises(InvalidParameterType):
+        await actx.load_lora(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+async def test_loading_by_a_model_without_weights_is_refused(tmp_path: Path) -> None:
+    async with await AsyncModel.load(vocab_only=True) as model:
+        with pytest.raises(ModelLoadError):
+            await model.load_lora(adapter(tmp_path / "a.gguf"))

@@ -293,3 +293,13 @@ async def test_the_loop_runs_meanwhile(model: Model, saved: Saved) -> None:
                 tasks.start_soon(load)
                 await stream.receive()
             await loaded.wait()
+
+
+def test_a_place_that_cannot_be_written_is_named(context: Context, tmp_path: Path) -> None:
+    """And not that of the file beside it, which nobody has heard of."""
+    for path, type_ in ((tmp_path / "none" / "x", FileNotFoundError), (tmp_path, IsADirectoryError)):
+        with pytest.raises(type_) as caught:
+            context.save_state(path)
+        assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+        assert ".mullama-" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

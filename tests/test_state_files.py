@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -92,6 +95,42 @@ def test_what_is_no_file(small: Context, tmp_path: Path) -> None:
         for path in (None, 3):
             with pytest.raises(InvalidParameterType):
                 use(path)  # type: ignore[arg-type]
+
+
+def test_bytes_of_a_right_checksum_that_mean_nothing(saved: Saved, small: Context, tmp_path: Path) -> None:
+    """Someone else's program wrote it: tokens that are none, sizes that are too large, nothing where something should be."""
+    line, _, body = saved[0].read_bytes().partition(b"\n")
+
+    def signed(body: bytes) -> bytes:
+        head = json.loads(line) | {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+        return json.dumps(head).encode() + b"\n" + body
+
+    n = int.from_bytes(body[:8], "little")
+    size_at = 8 + 4 * n
+    assert small.load_state(saved[0]) == n
+    small.clear_cache()
+    small.save_state(tmp_path / "nothing")  # the engine does one thing after the other: it has cleared the cache now
+    for bad in (
+        b"\x01",
+        body[:-1],
+        body[: size_at + 8],
+        (0).to_bytes(8, "little") + body[8:],
+        (2**62).to_bytes(8, "little") + body[8:],
+        (n - 1).to_bytes(8, "little") + body[8:],
+        body[:8] + (2**31 - 1).to_bytes(4, "little") + body[12:],
+        body[:size_at] + (2**64 - 1).to_bytes(8, "little") + body[size_at + 8 :],
+        body[: size_at + 8] + bytes(len(body) - size_at - 8),
+        body[:8] + body[8:] + b"more",
+    ):
+        refuses(small, tmp_path / "bad", signed(bad))
+    seen = random.Random(1)
+    for _ in range(100):
+        cut = seen.randrange(size_at + 8, len(body))
+        refuses(
+            small,
+            tmp_path / "bad",
+            signed(body[:size_at] + (cut - size_at - 8).to_bytes(8, "little") + body[size_at + 8 : cut]),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- whole or not at all

@@ -192,8 +192,10 @@ async def test_who_reads_slowly_slows_all_and_loses_nothing(actx: AsyncContext) 
     streams = [actx.generate_stream(f"{i} dogs", config(30, buffer_size=2)) for i in range(3)]
     got: list[list[int]] = [[], [], []]
     async with merge(*streams) as merged:
+        # two in the ring, one on its way
+        await until(lambda: [stream.tokens_generated() for stream in streams] == [3, 3, 3])
         await until(lambda: actx.statistics().paused == 3)
-        assert [stream.tokens_generated() for stream in streams] == [3, 3, 3]  # two in the ring, one on its way
+        assert [stream.tokens_generated() for stream in streams] == [3, 3, 3]
         async for index, token in merged:
             got[index].append(token.token_id)
             if sum(map(len, got)) % 10 == 0:

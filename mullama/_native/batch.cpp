@@ -182,7 +182,9 @@ bool Engine::should_abort() {
 
 bool Engine::on_abort(void * engine) {
     static_cast<Engine *>(engine)->counted();  // it computes by now
-    return static_cast<Engine *>(engine)->should_abort();
+    const bool stop = static_cast<Engine *>(engine)->should_abort();
+    if (stop) QuietLog::stopped();
+    return stop;
 }
 
 }  // namespace mullama

@@ -32,6 +32,7 @@ thread_local std::string partial;      // a line that came without its end
 thread_local int partial_level = 0;
 thread_local std::string errors;
 thread_local int quiet = 0;
+thread_local bool stopping = false;
 
 void on_log(ggml_log_level level, const char * text, void *) {
     if (level != GGML_LOG_LEVEL_CONT) partial_level = level;
@@ -41,7 +42,8 @@ void on_log(ggml_log_level level, const char * text, void *) {
         std::string line = partial.substr(begin, end - begin);
         begin = end + 1;
         if (line.find_first_not_of(" .") == std::string::npos) continue;  // dots that show progress
-        if (partial_level == GGML_LOG_LEVEL_ERROR) errors += (errors.empty() ? "" : "; ") + line;
+        const bool detail = stopping && partial_level >= GGML_LOG_LEVEL_WARN;
+        if (partial_level == GGML_LOG_LEVEL_ERROR && !detail) errors += (errors.empty() ? "" : "; ") + line;
         if (quiet > 0 && partial_level < GGML_LOG_LEVEL_WARN) continue;
         Store & s = store();
         std::lock_guard<std::mutex> lock(s.mutex);
@@ -49,7 +51,7 @@ void on_log(ggml_log_level level, const char * text, void *) {
             s.lines.pop_front();
             ++s.lost;
         }
-        s.lines.push_back({partial_level, std::move(line)});
+        s.lines.push_back({detail ? int(GGML_LOG_LEVEL_DEBUG) : partial_level, std::move(line)});
     }
     partial.erase(0, begin);
 }
@@ -57,7 +59,7 @@ void on_log(ggml_log_level level, const char * text, void *) {
 }  // namespace
 
 static void check_processor() {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(MULLAMA_BOTH_PROCESSORS)
     __builtin_cpu_init();
     const char * missing = nullptr;
     if (ggml_cpu_has_avx512() && !__builtin_cpu_supports("avx512f")) missing = "AVX-512";
@@ -96,7 +98,12 @@ std::vector<LogLine> take_log() {
 
 QuietLog::QuietLog() { ++quiet; }
 
-QuietLog::~QuietLog() { --quiet; }
+QuietLog::~QuietLog() {
+    --quiet;
+    stopping = false;
+}
+
+void QuietLog::stopped() { stopping = quiet > 0; }
 
 std::string take_errors() {
     std::string taken;

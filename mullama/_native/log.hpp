@@ -18,11 +18,13 @@ void start_llama_cpp();
 // Take all lines that were kept. At most 1,000 are: beyond that the oldest make room, and a line says how many were lost.
 std::vector<LogLine> take_log();
 
-// While one lives, what this thread logs below a warning is not kept: for what is done over and over.
+// While one lives, what this thread logs below a warning is not kept: for what is done over and over. Once told that we
+// ourselves stop it, what llama.cpp then says of a failure is a detail.
 class QuietLog {
   public:
     QuietLog();
     ~QuietLog();
+    static void stopped();
     QuietLog(const QuietLog &) = delete;
     QuietLog & operator=(const QuietLog &) = delete;
 };
