@@ -193,6 +193,11 @@ def build(mode: Mode) -> Llama:
     return build_one(mode)
 
 
+def accepts(compiler: str, flag: str) -> bool:
+    command = [*shlex.split(compiler), flag, "-E", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def build_one(mode: Mode, target: str = "mullama_probe") -> Llama:
     """One configuration: all that the extension links, or one library of it."""
     compilers = find_compilers()
@@ -208,6 +213,8 @@ def build_one(mode: Mode, target: str = "mullama_probe") -> Llama:
     environment = os.environ | compilers
     for name in ("CFLAGS", "CXXFLAGS"):
         environment[name] = f"{os.environ.get(name, '')} {flags}".strip()
+    if mode.x86_features and accepts(compilers["CXX"], "-fno-gnu-unique"):
+        environment["CXXFLAGS"] += " -fno-gnu-unique"  # such names cannot be made local; see `both`
     options = configuration(source, mode)
     names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "ARCHFLAGS")
     inputs = [environment.get(name, "") for name in names]

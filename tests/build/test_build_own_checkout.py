@@ -50,7 +50,7 @@ LLAMA = {
     """,
     # Of two such libraries in one program the linker would keep one `name`, and refuse one `reg`.
     "cpu.cpp": """
-        inline const char * name() { static const char * const kept = NAME; return kept; }
+        inline const char * name() { static const char * kept = NAME; return kept; }
         const char * reg = name();
         extern "C" const char * const * ggml_backend_cpu_reg() { return &reg; }
     """,
