@@ -1,4 +1,5 @@
-"""Makes the models that the benchmarks run on: Llama shape, random weights, Q4_0, the 32,000 pieces of Llama 2's vocabulary.
+"""Makes the models that the benchmarks run on: Llama shape, random weights, Q4_0, the 32,000 pieces of Llama 2's
+vocabulary.
 
 Random weights cost exactly what trained ones do; nothing is downloaded. The vocabulary comes with llama.cpp's sources.
 Run it by itself (``python bench/models.py mid``), or call `bench_model`: each file is made once, into ``build/bench/``.

@@ -1,37 +1,50 @@
-"""Measures one stream beside a plain C++ loop that decodes and samples with the same chain and does nothing else.
+"""Measures how much of the plain C++ loop's rate one stream reaches.
 
-    python bench/one_stream.py [tiny|mid|half] [--rounds 5] [--tokens 128] [--threads N]
-
-The loop (`c_loop.cpp`) and the three ways to read a stream (``async for`` on asyncio and on trio, and the synchronous
-iterator) take turns, each in a process of its own; a rate is that of the tokens after the first, as the reader sees them;
-a process gives the median of three runs after a warm-up. What is printed is the median ratio over the rounds, and its range.
+The loop (`c_loop.cpp`) decodes and samples with the same chain and does nothing else: no text, no buffer, no thread but
+llama.cpp's own. Beside it the three ways to read a stream: ``async for`` on asyncio and on trio, and the synchronous
+iterator. A rate is that of the tokens after the first, by the reader's clock; a process gives the median of three runs
+after a warm-up.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-PROMPT = [1, 15043, 3186, 29892]  # ids of Llama 2's vocabulary; with random weights any will do
-READERS = ("asyncio", "trio", "sync")
+from turns import BENCH, SAMPLING, Case, Figures, Question, Row, Settings, Side, endless, main, prompt
+
+PROMPT = prompt(4)
+N_CTX = 512
+# Long enough to be measured, short enough for minutes; and what the ratio should be.
+SIZES = {"tiny": (448, 0.90), "mid": (128, 0.95), "half": (64, 0.97)}
 
 
-def read(reader: str, model: Path, n: int, threads: int) -> float:
-    """Tokens per second of one reader: the median of three runs after a warm-up."""
+def loop_command(model: str, tokens: int, threads: int, *, repeat: int) -> list[str]:
+    """How the plain loop is called."""
+    from build_programs import program
+
+    options = {"tokens": ",".join(map(str, PROMPT)), "n": tokens, "ctx": N_CTX, "ignore-eos": 1}
+    options |= {"model": model, "threads": threads, "warm-up": 1, "repeat": repeat}
+    options |= {name.replace("_", "-"): value for name, value in SAMPLING.items()}
+    loop = program(BENCH / "c_loop.cpp", link_llama=True)
+    return [str(loop), *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+
+
+def reference(settings: Settings) -> Figures:
+    command = loop_command(settings["model"], settings["tokens"], settings["threads"], repeat=3)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {"rate": float(json.loads(done.stdout)["tokens_per_second"])}
+
+
+def read(reader: str, settings: Settings) -> Figures:
     import anyio
 
-    from mullama import AsyncContext, Context, Model, SamplerParams, StreamConfig
+    from mullama import AsyncContext, Context, Model
 
-    params = SamplerParams(ignore_eos=True, seed=1)
-    config = StreamConfig(max_tokens=n, timeout_ms=0, params=params)
-    context = Context(Model.load(model), n_ctx=512, n_seq_max=1, n_threads=threads, reuse_prefix=False)
+    config = endless(max_tokens=settings["tokens"])
+    model = Model.load(settings["model"])
 
     def rate(times: list[float]) -> float:
         return (len(times) - 1) / (times[-1] - times[0])
@@ -46,52 +59,33 @@ def read(reader: str, model: Path, n: int, threads: int) -> float:
 
         return [await once() for _ in range(4)]
 
-    with context:
+    with Context(model, n_ctx=N_CTX, n_seq_max=1, n_threads=settings["threads"], reuse_prefix=False) as context:
         rates = [sync_run() for _ in range(4)] if reader == "sync" else anyio.run(async_run, backend=reader)
-    return statistics.median(rates[1:])
+    return {"rate": statistics.median(rates[1:])}
 
 
-def reference(model: Path, n: int, threads: int) -> float:
-    sys.path.insert(0, str(HERE.parent / "tools"))
-    from build_programs import program
-
-    loop = program(HERE / "c_loop.cpp", link_llama=True)
-    tokens = ",".join(map(str, PROMPT))
-    options = f"--n {n} --threads {threads} --ctx 512 --warm-up 1 --repeat 3 --seed 1 --ignore-eos 1".split()
-    done = subprocess.run(
-        [loop, "--model", model, "--tokens", tokens, *options], capture_output=True, text=True, check=True
-    )
-    return float(json.loads(done.stdout)["tokens_per_second"])
+READERS = {
+    "asyncio": lambda settings: read("asyncio", settings),
+    "trio": lambda settings: read("trio", settings),
+    "sync": lambda settings: read("sync", settings),
+}
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("size", nargs="?", default="mid")
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--tokens", type=int, default=128)
-    arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    arguments.add_argument("--reader", choices=READERS, help=argparse.SUPPRESS)
-    given = arguments.parse_args()
+def case(size: str, tokens: int, reach: float) -> Case:
+    rows = [
+        Row(label=f"{size}, {name}", side=name, figure="rate", unit="tokens/s", reference="C loop", reach=reach)
+        for name in READERS
+    ]
+    return Case({"model": size, "tokens": tokens}, rows)
 
-    from models import bench_model
 
-    model = bench_model(given.size)
-    if given.reader:
-        print(read(given.reader, model, given.tokens, given.threads))
-        return
-    ratios: dict[str, list[float]] = {reader: [] for reader in READERS}
-    limits = []
-    for _ in range(given.rounds):
-        limits.append(reference(model, given.tokens, given.threads))
-        for reader in READERS:
-            command = [sys.executable, __file__, given.size, "--reader", reader]
-            command += ["--tokens", str(given.tokens), "--threads", str(given.threads)]
-            rate = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            ratios[reader].append(rate / limits[-1])
-    print(f"{given.size}: C loop {statistics.median(limits):.0f} tokens/s ({min(limits):.0f} to {max(limits):.0f})")
-    for reader, found in ratios.items():
-        print(f"  {reader:8} {statistics.median(found):.3f} of it ({min(found):.3f} to {max(found):.3f})")
-
+QUESTION = Question(
+    file=__file__,
+    title="One stream",
+    about=__doc__,
+    sides={"C loop": Side(reference)} | {name: Side(function) for name, function in READERS.items()},
+    cases=[case(size, *what) for size, what in SIZES.items()],
+)
 
 if __name__ == "__main__":
-    main()
+    main(QUESTION)

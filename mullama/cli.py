@@ -1,4 +1,4 @@
-"""The `mullama` command: reads a prompt, streams the answer to the terminal, says in a line what went wrong.
+"""The `mullama` command: streams the answer to a prompt to the terminal, measures; says in a line what went wrong.
 
 Strategy: one function (`_generate`) does the work inside the event loop and lets every failure pass; another
 (`_explain`) turns what comes out into a line and an exit status. Ctrl-C is a cancellation like any other: a
@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import json
 import os
 import select
 import signal
@@ -311,3 +312,74 @@ def run(
         if stats and job.stream is not None:
             click.echo(_statistics(job.stream), err=True)
     return _INTERRUPTED if job.interrupted else 0
+
+
+@_cli.command(context_settings=_SETTINGS)
+@click.option("-m", "--model", metavar="FILE", help="A GGUF file.  [default: the model that comes with mullama]")
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 256),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Measure 1, 2, 4 … up to N streams at once.",
+)
+@click.option(
+    "--prompt",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Tokens of prompt of each.",
+)
+@click.option(
+    "-n",
+    "--max-tokens",
+    "tokens",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Tokens that each generates.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Runs, of which the median counts.",
+)
+@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: physical cores]")
+@click.option(
+    "--gpu-layers",
+    type=click.IntRange(min=-1),
+    default=-1,
+    metavar="N",
+    help="Layers on the GPU, -1 for all.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["asyncio", "trio"]),
+    default="asyncio",
+    show_default=True,
+    help="Event loop.",
+)
+@click.option(
+    "--upstream", metavar="FILE", help="Upstream's program.  [default: llama-batched-bench, if it is on the PATH]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def bench(model: str | None, backend: str, upstream: str | None, as_json: bool, **load: Any) -> None:
+    """Measure prompt and generation speed at 1 … N streams, in turn with upstream's llama-batched-bench."""
+    import anyio
+
+    from . import _bench
+
+    with _usage_errors():
+        wanted = _bench.Load(**load)
+        wanted.context()  # refuses what is out of range before anything is loaded
+    upstream = _bench.find_upstream(upstream)
+    show = sys.stderr.isatty()
+    report = functools.partial(click.echo, err=True) if show else (lambda _: None)
+    result = anyio.run(_bench.measure, model, wanted, upstream, report, backend=backend)
+    click.echo(json.dumps(result, indent=2) if as_json else _bench.describe(result))

@@ -120,8 +120,8 @@ def place(archive: Path | None = None) -> Path:
     return source
 
 
-def place_pinned(pin: Pin, target: Path, archive: Path | None = None) -> None:
-    """Fetch (unless `archive` is given), check, unpack beside `target`, rename."""
+def place_pinned(pin: Pin, target: Path, archive: Path | None = None, needed: frozenset[str] = NEEDED) -> None:
+    """Fetch (unless `archive` is given), check, unpack what is needed beside `target`, rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -130,7 +130,7 @@ def place_pinned(pin: Pin, target: Path, archive: Path | None = None) -> None:
             archive = fetch(pin, Path(work))
         check_hash(archive, pin)
         tree = Path(work) / "tree"
-        unpack(archive, pin.path, tree)
+        unpack(archive, pin.path, tree, needed)
         (tree / STAMP).write_text(f"{pin.tag} {pin.requirement} {pin.sha256}\n", "utf-8")
         if target.exists():
             target.rename(Path(work) / "old")
@@ -153,7 +153,7 @@ def check_hash(archive: Path, pin: Pin) -> None:
         )
 
 
-def unpack(archive: Path, inner: str, target: Path) -> None:
+def unpack(archive: Path, inner: str, target: Path, needed: frozenset[str] = NEEDED) -> None:
     """Write the needed files below `<top>/<inner>/` of a tar to `target`; refuse any name that leaves it."""
     prefix = PurePosixPath(inner).parts
     found = False
@@ -163,7 +163,7 @@ def unpack(archive: Path, inner: str, target: Path) -> None:
             if name.is_absolute() or ".." in name.parts or "\\" in member.name:
                 raise BuildError(f"{archive.name} holds a path out of its folder ({member.name!r}): refused.")
             parts = name.parts[1:]
-            if parts[: len(prefix)] != prefix or not set(parts[len(prefix) : len(prefix) + 1]) & NEEDED:
+            if parts[: len(prefix)] != prefix or not set(parts[len(prefix) : len(prefix) + 1]) & needed:
                 continue
             if member.issym() or member.islnk():
                 raise BuildError(f"{archive.name} holds a link among the sources ({member.name!r}): refused.")

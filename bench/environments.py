@@ -1,0 +1,48 @@
+"""Environments under build/ for what only the benchmarks need: one for each requirement of the extra `bench`.
+
+None of it comes into the environment that mullama is built and tested in, and two builds of llama.cpp never meet in a
+process. Each package is installed as its users install it: a wheel where its authors offer one, else compiled for this
+processor.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import venv
+
+from turns import ROOT, CannotRun
+
+FOLDER = ROOT / "build" / "environments"
+
+
+def requirement(package: str) -> str:
+    """What the extra `bench` says of a package."""
+    import vendor
+
+    extras = vendor.load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
+    (found,) = [text for text in extras["bench"] if re.split(r"[\s=<>!~\[;]", text)[0] == package]
+    return str(found)
+
+
+def interpreter(package: str) -> str:
+    """The Python of the environment that has this package, made now if it is not there yet."""
+    wanted = requirement(package)
+    folder = FOLDER / f"{re.sub(r'[^A-Za-z0-9.]+', '-', wanted)}-{sys.implementation.cache_tag}"
+    python = folder / "bin" / "python"
+    ready = folder / "ready"
+    if ready.is_file():
+        return str(python)
+    print(f"installing {wanted} …", file=sys.stderr, flush=True)
+    venv.create(folder, clear=True, with_pip=True)
+    command = ["nice", str(python), "-m", "pip", "install", "--quiet", wanted]
+    environment = {name: value for name, value in os.environ.items() if name != "CMAKE_ARGS"}
+    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise CannotRun(f"pip cannot install {wanted}: {said[-1]}")
+    ready.touch()
+    return str(python)

@@ -1,0 +1,155 @@
+"""Measures how late a task is that wants to run every 5 ms, while streams run in the same process.
+
+The task sleeps until its next time, 5 ms after the last one, and notes how late it woke. Beside it eight streams are
+read on the same event loop (asyncio). The reference is the same task beside one stream of llama-cpp-python that is read
+in a worker thread, which is how its documentation lets it live beside an event loop; it cannot do eight. A third row
+shows the task with nothing beside it but two threads that compute: what this machine and its kernel make of it. Late is
+the 99th percentile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from environments import interpreter
+from turns import SAMPLING, Case, Figures, Question, Row, Settings, Side, endless, main, prompt
+
+EVERY = 0.005
+STREAMS, SECONDS, N_CTX = 8, 6.0, 2048
+
+
+async def ticks() -> Figures:
+    import asyncio
+
+    late = []
+    end = due = time.perf_counter()
+    end += SECONDS
+    while due < end:
+        due = max(due, time.perf_counter() - EVERY) + EVERY  # a tick that was missed is late once, not for ever
+        await asyncio.sleep(due - time.perf_counter())
+        late.append(time.perf_counter() - due)
+    late.sort()
+    return {"p99_ms": 1e3 * late[int(0.99 * len(late))], "median_ms": 1e3 * late[len(late) // 2], "ticks": len(late)}
+
+
+async def beside(work: Callable[[], Awaitable[object]], count: int) -> Figures:
+    """The ticks, while so many tasks do the work; a second after these began."""
+    import asyncio
+
+    tasks = [asyncio.ensure_future(work()) for _ in range(count)]
+    await asyncio.sleep(1)
+    figures = await ticks()
+    assert not any(task.done() for task in tasks), "it must go on all the while"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return figures
+
+
+def mullama(settings: Settings) -> Figures:
+    import asyncio
+
+    from mullama import AsyncModel, ContextParams
+
+    config = endless(max_tokens=None)
+    context = ContextParams(n_ctx=N_CTX, n_seq_max=STREAMS, n_threads=settings["threads"])
+
+    async def run() -> Figures:
+        async with await AsyncModel.load(settings["model"], context=context) as model:
+
+            async def work() -> None:
+                async with model.generate_stream(prompt(16), config) as stream:
+                    async for _ in stream:
+                        pass
+
+            return await beside(work, STREAMS)
+
+    return asyncio.run(run())
+
+
+def llama_cpp_python(settings: Settings) -> Figures:
+    import asyncio
+    import threading
+
+    from llama_cpp import Llama
+
+    threads = settings["threads"]
+    llama = Llama(
+        model_path=settings["model"],
+        n_ctx=N_CTX,
+        n_threads=threads,
+        n_threads_batch=threads,
+        flash_attn=True,
+        verbose=False,
+    )
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():  # as long as it takes: a stream may end by itself
+            stream = llama.create_completion(prompt(16), max_tokens=1900, stream=True, repeat_penalty=1.0, **SAMPLING)
+            for _ in stream:
+                if stop.is_set():
+                    break
+
+    async def run() -> Figures:
+        try:
+            return await beside(lambda: asyncio.to_thread(read), 1)
+        finally:
+            stop.set()
+
+    return asyncio.run(run())
+
+
+def nothing(settings: Settings) -> Figures:
+    """The ticks beside processes that compute, as many as the others have threads."""
+    import asyncio
+    import subprocess
+    import sys
+
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(settings["threads"])]
+    try:
+        return asyncio.run(ticks())
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+QUESTION = Question(
+    file=__file__,
+    title="The event loop",
+    about=__doc__,
+    sides={
+        "llama-cpp-python": Side(llama_cpp_python, lambda: interpreter("llama-cpp-python")),
+        "mullama": Side(mullama),
+        "busy processes": Side(nothing),
+    },
+    cases=[
+        Case(
+            {"model": "mid"},
+            [
+                Row(label="p99, eight streams", side="mullama", figure="p99_ms", unit="ms late", reach=5, less=True),
+                Row(
+                    label="p99, beside one of llama-cpp-python",
+                    side="mullama",
+                    figure="p99_ms",
+                    unit="ms late",
+                    reference="llama-cpp-python",
+                    less=True,
+                ),
+                Row(
+                    label="p99, beside processes that compute",
+                    side="mullama",
+                    figure="p99_ms",
+                    unit="ms late",
+                    reference="busy processes",
+                    less=True,
+                ),
+            ],
+        )
+    ],
+)
+
+if __name__ == "__main__":
+    main(QUESTION)

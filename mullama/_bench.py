@@ -1,0 +1,179 @@
+"""What `mullama bench` measures: prompts and generation at 1 … N streams, beside upstream's own benchmark where there is one.
+
+Strategy: all streams of a run start together in one task group and never end by themselves. Generation is measured while all
+of them generate: from the moment when the last stream has its first token until the first stream has its last. The reader's
+clock counts. Upstream's `llama-batched-bench` measures the same without choosing tokens and without anyone to read them, so it
+is the limit; the two take turns, so that what else the machine does hits both.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import anyio
+
+from ._async import AsyncContext, AsyncModel
+from .config import ContextParams, SamplerParams, StreamConfig
+
+__all__ = ["Load", "Speed", "measure", "run_streams", "table", "upstream_speeds"]
+
+UPSTREAM = "llama-batched-bench"
+_SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is asked of a model: at most so many streams at once, each with so many tokens of prompt and of answer."""
+
+    streams: int = 8
+    counts: Sequence[int] = ()  # how many streams at once, in this order; none: 1, 2, 4 … and `streams`
+    prompt: int = 128
+    tokens: int = 128
+    repeat: int = 3
+    threads: int | None = None
+    gpu_layers: int = -1
+
+    def __post_init__(self) -> None:
+        powers = {2**k for k in range(self.streams.bit_length())}
+        object.__setattr__(self, "counts", tuple(self.counts) or tuple(sorted({*powers, self.streams})))
+
+    def context(self) -> ContextParams:
+        n_ctx = self.prompt + self.tokens
+        return ContextParams(n_ctx=n_ctx, n_seq_max=self.streams, n_threads=self.threads, reuse_prefix=False)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second, of all streams together."""
+
+    streams: int
+    prompt: float
+    generation: float
+
+
+async def measure(
+    path: str | None, load: Load, upstream: str | None, report: Callable[[str], object] = lambda _: None
+) -> dict[str, Any]:
+    """The medians of `load.repeat` runs, ready for JSON; `upstream` is the program to take turns with, None for none."""
+    ours: list[list[Speed]] = []
+    theirs: list[list[Speed]] = []
+    async with await AsyncModel.load(path, n_gpu_layers=load.gpu_layers, context=load.context()) as model:
+        description = {"model": model.model.description, "threads": model.context.n_threads, **asdict(load)}
+        await run_streams(model, 1, load)  # warms up
+        for turn in range(load.repeat):
+            report(f"turn {turn + 1} of {load.repeat}")
+            ours.append([await run_streams(model, n, load) for n in load.counts])
+            if upstream is not None:
+                threads = model.context.n_threads
+                theirs.append(await upstream_speeds(upstream, str(model.model.path), load, threads))
+    rows = []
+    for i, n in enumerate(load.counts):
+        row: dict[str, Any] = {"streams": n, **_median([turn[i] for turn in ours])}
+        row["upstream"] = _median([turn[i] for turn in theirs]) if theirs else None
+        rows.append(row)
+    return {**description, "upstream": upstream, "rows": rows}
+
+
+async def run_streams(context: AsyncContext, n: int, load: Load) -> Speed:
+    """One run of n streams at once. Cancelled, all of them are."""
+    numbers = random.Random(_SEED)
+    n_vocab = context.model.n_vocab
+    params = SamplerParams(ignore_eos=True, seed=_SEED)
+    config = StreamConfig(max_tokens=load.tokens, timeout_ms=0, params=params)
+    prompts = [[numbers.randrange(n_vocab) for _ in range(load.prompt)] for _ in range(n)]
+    times: list[list[float]] = [[] for _ in prompts]
+
+    async def read(prompt: Sequence[int], seen: list[float]) -> None:
+        async with context.generate_stream(prompt, config) as stream:
+            seen.extend([time.perf_counter() async for _ in stream])
+
+    began = time.perf_counter()
+    async with anyio.create_task_group() as tasks:
+        for prompt, seen in zip(prompts, times, strict=True):
+            tasks.start_soon(read, prompt, seen)
+    all_run, one_ends = max(seen[0] for seen in times), min(seen[-1] for seen in times)
+    generated = sum(all_run < moment <= one_ends for seen in times for moment in seen)
+    generation = generated / (one_ends - all_run) if one_ends > all_run else 0.0
+    return Speed(n, n * load.prompt / (all_run - began), generation)
+
+
+async def upstream_speeds(program: str, path: str, load: Load, threads: int) -> list[Speed]:
+    """What `llama-batched-bench` says of the same load, one figure for each count. Cancelled, the program is killed.
+
+    Raises:
+        OSError: It cannot be run, or failed.
+    """
+    room = -(-(load.prompt + load.tokens) // 256) * 256  # as llama.cpp rounds the context of each sequence
+    options = {
+        "-m": path,
+        "-c": room * load.streams,
+        "-npp": load.prompt,
+        "-ntg": load.tokens,
+        "-npl": ",".join(map(str, load.counts)),
+        "-t": threads,
+        "-tb": threads,
+        "-ngl": "all" if load.gpu_layers < 0 else load.gpu_layers,
+        "--output-format": "jsonl",
+    }
+    command = [program, *(str(word) for option in options.items() for word in option)]
+    done = await anyio.run_process(command, stderr=subprocess.PIPE, check=False)
+    lines = [json.loads(line) for line in done.stdout.decode().splitlines() if line.startswith("{")]
+    if done.returncode or len(lines) != len(load.counts):
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise OSError(done.returncode, f"it ended with status {done.returncode} {' '.join(said)}".strip(), program)
+    return [Speed(line["pl"], line["speed_pp"], line["speed_tg"]) for line in lines]
+
+
+def find_upstream(given: str | None) -> str | None:
+    """The program that was named, else the one on the PATH, else None."""
+    return given if given is not None else shutil.which(UPSTREAM)
+
+
+def _median(speeds: list[Speed]) -> dict[str, float]:
+    return {
+        "prompt_tokens_per_second": statistics.median(speed.prompt for speed in speeds),
+        "tokens_per_second": statistics.median(speed.generation for speed in speeds),
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result as a user reads it."""
+    head = f"{result['model']}, {result['threads']} threads, {result['prompt']} tokens of prompt, {result['tokens']} of answer"
+    rows = [["streams", "prompt tokens/s", "tokens/s", "upstream's prompt", "upstream's", "ratio"]]
+    for row in result["rows"]:
+        ours, theirs = row["tokens_per_second"], row["upstream"]
+        cells = [str(row["streams"]), _figure(row["prompt_tokens_per_second"]), _figure(ours)]
+        if theirs is not None:
+            limit = theirs["tokens_per_second"]
+            cells += [_figure(theirs["prompt_tokens_per_second"]), _figure(limit), f"{ours / limit:.2f}"]
+        rows.append(cells)
+    if result["upstream"] is None:
+        rows[0] = rows[0][:3]
+        note = f"Upstream's figures are missing: there is no {UPSTREAM} on the PATH; name one with --upstream."
+    else:
+        note = f"Upstream's figures are those of {UPSTREAM}, which chooses no tokens."
+    return f"{head}\n\n{table(rows)}\n\n{note}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells below each other, numbers to the right; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    left = [not any(row[i][:1].isdigit() for row in rows[1:] if i < len(row)) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = (c.ljust(w) if side else c.rjust(w) for c, w, side in zip(row, widths, left, strict=False))
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
