@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from types import TracebackType
@@ -19,7 +18,7 @@ from anyio.abc import ObjectSendStream
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from . import _checks
+from . import _checks, _core
 from ._async_streams import ChatStream, TokenStream
 from ._chat import ChatGeneration, ChatOptions, Message
 from ._generation import Generation, many
@@ -262,14 +261,14 @@ class AsyncContext:
         self.context.reset()
 
     async def embed(self, text: str, *, normalize: bool = True, pooling: str | None = None) -> Array:
-        """As `Context.embed`, in a worker thread. Cancelled, it returns when that has finished."""
+        """As `Context.embed`, in a worker thread. Cancelled, it stops computing."""
         row: Array = (await self.embed_batch([text], normalize=normalize, pooling=pooling))[0]
         return row
 
     async def embed_batch(self, texts: Sequence[str], *, normalize: bool = True, pooling: str | None = None) -> Array:
-        """As `Context.embed_batch`, in a worker thread. Cancelled, it returns when that has finished."""
+        """As `Context.embed_batch`, in a worker thread. Cancelled, it stops computing."""
         context = self.context
-        return await to_thread.run_sync(lambda: context.embed_batch(texts, normalize=normalize, pooling=pooling))
+        return await _in_thread(lambda stop: context._embed(texts, normalize, pooling, stop), undo=lambda _: None)
 
     async def load_lora(self, path: StrPath) -> Lora:
         """As `Model.load_lora`, in a worker thread. Cancelled, it finishes what it began and drops it."""
@@ -335,7 +334,7 @@ class AsyncModel(AsyncContext):
         The other arguments, and the errors, are those of `Model.load` and `Context`.
         """
 
-        def work(stop: threading.Event) -> AsyncModel:
+        def work(stop: _core.Stop) -> AsyncModel:
             def report(fraction: float) -> bool:
                 if stop.is_set():
                     return False
@@ -364,9 +363,9 @@ class AsyncModel(AsyncContext):
         return self
 
 
-async def _in_thread(work: Callable[[threading.Event], T], *, undo: Callable[[T], object]) -> T:
-    """What `work` returns or raises, done in a worker thread. Its event is set on cancellation; what it made is undone."""
-    stop = threading.Event()
+async def _in_thread(work: Callable[[_core.Stop], T], *, undo: Callable[[T], object]) -> T:
+    """What `work` returns or raises, done in a worker thread. It is told to stop on cancellation; what it made is undone."""
+    stop = _core.Stop()
     made: list[T] = []
     failed: list[BaseException] = []
 

@@ -147,14 +147,6 @@ cdef extern from "_native/chat.hpp" namespace "mullama" nogil:
         size_t n_parsed()
 
 
-cdef extern from "_native/embed.hpp" namespace "mullama" nogil:
-    cdef cppclass CEmbedder "mullama::Embedder":
-        CEmbedder(shared_ptr[llama_model] model, const ModelFacts &, uint32_t n_ctx, int32_t pooling, int32_t n_threads) except +
-        uint32_t n_ctx()
-        int32_t n_embd()
-        vector[float] embed(const vector[TokenList] & texts) except +
-
-
 cdef extern from "_native/text.hpp" namespace "mullama" nogil:
     cdef cppclass CText "mullama::Text":
         CText(vector[string] stops) except +
@@ -228,6 +220,21 @@ cdef extern from *:
     PyObject * closed_error
 
 
+cdef extern from "<atomic>" nogil:
+    cdef cppclass AtomicBool "std::atomic<bool>":
+        void store(cbool)
+        cbool load()
+
+
+cdef extern from "_native/embed.hpp" namespace "mullama" nogil:
+    cdef cppclass CEmbedder "mullama::Embedder":
+        CEmbedder(shared_ptr[llama_model] model, const ModelFacts &, uint32_t n_ctx, int32_t pooling, int32_t n_threads) except +
+        uint32_t n_ctx()
+        int32_t n_embd()
+        vector[float] embed(const vector[TokenList] & texts, const AtomicBool & stop) except +raise_error
+        void close()
+
+
 cdef extern from "_native/engine.hpp" namespace "mullama" nogil:
     cdef cppclass EngineParams:
         uint32_t n_ctx, n_cells, n_batch, n_ubatch, n_seq_max
@@ -297,6 +304,11 @@ cdef class Templates:
 @cython.final
 cdef class Chat:
     cdef shared_ptr[CChat] shared         # also held by the request whose sampling it amends
+
+
+@cython.final
+cdef class Stop:
+    cdef AtomicBool flag
 
 
 @cython.final

@@ -1,4 +1,15 @@
-# The extension type of embeddings; included by _core.pyx.
+# The extension types of embeddings, and of what stops them; included by _core.pyx.
+
+@cython.final
+cdef class Stop:
+    """A word to a thread that works without the GIL: as a threading.Event that no one waits for."""
+
+    def set(self):
+        self.flag.store(True)
+
+    def is_set(self):
+        return self.flag.load()
+
 
 @cython.final
 cdef class Embedder:
@@ -21,11 +32,17 @@ cdef class Embedder:
     def n_embd(self):
         return self.shared.get().n_embd()
 
-    def embed(self, vector[TokenList] texts):
-        """Rows of n_embd float32, one for each text, as bytes."""
+    def embed(self, vector[TokenList] texts, Stop stop not None):
+        """Rows of n_embd float32, one for each text, as bytes. RuntimeError where `stop` is set, ClosedError after close."""
         check_fork()
         cdef CEmbedder * embedder = self.shared.get()
         cdef vector[float] rows
         with nogil:
-            rows = embedder.embed(texts)
+            rows = embedder.embed(texts, stop.flag)
         return (<char *> rows.data())[:rows.size() * sizeof(float)]
+
+    def close(self):
+        """End what runs, and wait for it. Nothing can be embedded any more."""
+        if not forked:
+            with nogil:
+                self.shared.get().close()

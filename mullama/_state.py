@@ -49,7 +49,9 @@ def _identity(context: Context) -> dict[str, object]:
     }
 
 
-def write_state(path: StrPath, context: Context, state: bytes, stop: threading.Event | None = None) -> None:
+def write_state(
+    path: StrPath, context: Context, state: bytes, stop: threading.Event | _core.Stop | None = None
+) -> None:
     """Write the file beside its place and move it there, so that a crash or a full disk leaves what was there before.
 
     So does `stop`, which is looked at between two megabytes.
@@ -73,7 +75,7 @@ def write_state(path: StrPath, context: Context, state: bytes, stop: threading.E
         raise OSError(e.errno, e.strerror, str(file)) from None  # rather than the name of what was to replace it
 
 
-def _pieces(file: Path, state: bytes, stop: threading.Event | None) -> Iterator[memoryview]:
+def _pieces(file: Path, state: bytes, stop: threading.Event | _core.Stop | None) -> Iterator[memoryview]:
     view = memoryview(state)
     for start in range(0, len(state), _CHUNK):
         if stop is not None and stop.is_set():

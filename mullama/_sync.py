@@ -76,7 +76,11 @@ class Context:
     def close(self) -> None:
         """Stop the engine and give its memory back. Streams that are open end with a `ClosedError`. Again does nothing."""
         self._shutdown()
-        self._vectors.clear()
+        with self._vectors_lock:
+            vectors = [*self._vectors.values()]
+            self._vectors.clear()
+        for one in vectors:
+            one.close()
 
     def __enter__(self) -> Context:
         return self
@@ -296,17 +300,22 @@ class Context:
         Raises:
             InvalidParameter, TokenizationError, ContextError: A text is empty, cannot be encoded, or is too long.
         """
-        self._engine()
+        return self._embed(texts, normalize, pooling)
+
+    def _embed(
+        self, texts: Sequence[str], normalize: bool, pooling: str | None, stop: _core.Stop | None = None
+    ) -> Array:
         pooling = checked_pooling(pooling)
         with self._vectors_lock:
+            self._engine()
             if pooling not in self._vectors:
                 self._vectors[pooling] = Vectors(self.model, self.n_ctx, pooling, self.params.n_threads or 0)
             vectors = self._vectors[pooling]
-        return vectors.embed(texts, normalize=normalize)
+        return vectors.embed(texts, normalize=normalize, stop=stop)
 
     # ------------------------------------------------------------------------------------------ sessions
 
-    def save_state(self, path: StrPath, *, stop: threading.Event | None = None) -> None:
+    def save_state(self, path: StrPath, *, stop: threading.Event | _core.Stop | None = None) -> None:
         """Write the cached prefixes of finished sequences to a file, whole or not at all. Those under adapters are left out.
 
         Raises:

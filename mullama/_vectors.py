@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _checks, _core, _log
-from .errors import ContextError, GenerationError
+from . import _checks, _core, _exit, _log
+from .errors import ClosedError, ContextError, GenerationError
 
 if TYPE_CHECKING:
     from ._model import Model
@@ -42,14 +42,21 @@ class Vectors:
         finally:
             _log.fetch()
 
-    def embed(self, texts: Sequence[str], *, normalize: bool) -> Array:
-        """Rows of float32 of shape (len(texts), n_embd); of length 1 if `normalize`."""
+    def close(self) -> None:
+        """End what runs with a ClosedError, and wait until it has ended."""
+        self._core.close()
+
+    def embed(self, texts: Sequence[str], *, normalize: bool, stop: _core.Stop | None = None) -> Array:
+        """Rows of float32 of shape (len(texts), n_embd); of length 1 if `normalize`. Ends early if `stop` is set."""
         _checks.flag("normalize", normalize)
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise _checks.refuse_type("texts", texts, "several texts", "Put it into a list.")
         tokens = [self._tokens(i, text) for i, text in enumerate(texts)]
         try:
-            rows = self._core.embed(tokens)
+            rows = self._core.embed(tokens, stop or _core.Stop())
+        except ClosedError:
+            _exit.park()
+            raise
         except RuntimeError as e:
             raise GenerationError(str(e)) from None
         array: Array = np.frombuffer(rows, np.float32).reshape(len(tokens), self._core.n_embd).copy()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import gguf
 import numpy as np
 import pytest
 from anyio import CancelScope, create_task_group
-from conftest import ENDLESS, serving
+from conftest import ENDLESS, serving, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_files import adapter, encoder
@@ -216,6 +219,40 @@ async def test_cancelled(actx: AsyncContext) -> None:
         await actx.embed("a")
     assert scope.cancelled_caught
     assert (await actx.embed("a")).shape == (actx.model.n_embd,)
+
+
+# Much more than is computed before someone interrupts it; `began` is set when the last of them was taken.
+def many_texts(began: threading.Event) -> Iterator[str]:
+    yield from ["the little dog " * 100] * 2000
+    began.set()
+
+
+@pytest.mark.anyio
+async def test_cancelled_while_it_computes(actx: AsyncContext) -> None:
+    began = threading.Event()
+    async with create_task_group() as tasks:
+        tasks.start_soon(actx.embed_batch, many_texts(began))
+        await until(began.is_set)
+        tasks.cancel_scope.cancel()
+    assert tasks.cancel_scope.cancelled_caught
+    assert (await actx.embed("a")).shape == (actx.model.n_embd,)
+
+
+def test_the_program_ends_while_it_computes() -> None:
+    """In a thread that nobody waits for, which Python freezes as soon as it wants the GIL."""
+    program = """
+import threading
+import mullama
+began = threading.Event()
+def texts():
+    yield from ["the little dog " * 100] * 2000
+    began.set()
+context = mullama.Context(mullama.Model.load(), n_ctx=512)
+threading.Thread(target=lambda: context.embed_batch(texts()), daemon=True).start()
+began.wait()
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 @pytest.mark.anyio

@@ -8,6 +8,7 @@
 
 #include "abort_guard.hpp"
 #include "common.h"
+#include "engine.hpp"
 #include "log.hpp"
 #include "lora.hpp"
 
@@ -62,6 +63,12 @@ llama_context * Embedder::make(uint32_t n_tokens, int32_t pooling) {
     p.embeddings = true;
     p.no_perf = true;
     p.pooling_type = static_cast<enum llama_pooling_type>(pooling);
+    p.abort_callback = [](void * embedder) {
+        const bool stop = static_cast<const Embedder *>(embedder)->stopped();
+        if (stop) QuietLog::stopped();
+        return stop;
+    };
+    p.abort_callback_data = this;
     take_errors();
     AbortGuard guard;
     const std::shared_lock<std::shared_mutex> lock(lora_mutex());
@@ -70,11 +77,13 @@ llama_context * Embedder::make(uint32_t n_tokens, int32_t pooling) {
     return made;
 }
 
-std::vector<float> Embedder::embed(const std::vector<std::vector<int32_t>> & texts) {
+std::vector<float> Embedder::embed(const std::vector<std::vector<int32_t>> & texts, const std::atomic<bool> & stop) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = &stop;
     std::vector<float> rows;
     rows.reserve(texts.size() * size_t(n_embd_));
     for (size_t first = 0; first < texts.size();) {
+        check();
         make_room(uint32_t(texts[first].size()));
         size_t last = first, n = 0;
         while (last < texts.size() && last - first < most_texts && n + texts[last].size() <= n_room_) n += texts[last++].size();
@@ -82,6 +91,16 @@ std::vector<float> Embedder::embed(const std::vector<std::vector<int32_t>> & tex
         first = last;
     }
     return rows;
+}
+
+void Embedder::check() const {
+    if (closed_.load()) throw Closed();
+    if (stop_->load()) throw std::runtime_error("it was stopped");
+}
+
+void Embedder::close() {
+    closed_.store(true);
+    const std::lock_guard<std::mutex> lock(mutex_);
 }
 
 void Embedder::compute(const std::vector<std::vector<int32_t>> & texts, size_t first, size_t last, std::vector<float> & rows) {
@@ -99,8 +118,10 @@ void Embedder::compute(const std::vector<std::vector<int32_t>> & texts, size_t f
         }
     }
     const Workers::Shift shift(workers_);
+    const QuietLog quiet;
     const bool encoder = llama_model_has_encoder(model_.get()) && !llama_model_has_decoder(model_.get());
     const int32_t status = encoder ? llama_encode(ctx_.get(), made) : llama_decode(ctx_.get(), made);
+    check();
     if (status != 0) throw std::runtime_error("llama.cpp could not compute the embeddings, status " + std::to_string(status));
     llama_synchronize(ctx_.get());
     for (size_t t = first; t < last; ++t) {
