@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from . import _checks, _core, _exit, _log
 from ._chat import ChatGeneration, ChatOptions, Message
 from ._generation import Generation, many
@@ -279,6 +277,8 @@ class Context:
         return text, Generation(self, text, StreamConfig(timeout_ms=0, max_tokens=1), n_logits=n_logits)
 
     def _finish_decoding(self, text: list[int], generation: Generation, all_logits: bool) -> Array:
+        import numpy as np
+
         rows: Array = np.frombuffer(generation.core.take_logits(), np.float32).reshape(-1, self.model.n_vocab)
         self._decoded, self._logits = text, rows[-1].copy()
         last: Array = rows[-1]

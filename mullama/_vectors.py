@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from . import _checks, _core, _exit, _log
 from .errors import ClosedError, ContextError, GenerationError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy is loaded where it is used first: it is half of what an import of mullama would cost
+    import numpy as np
+    import numpy.typing as npt
+
     from ._model import Model
 
-__all__ = ["Vectors", "checked_pooling", "cosine_similarity"]
+    Array = npt.NDArray[np.float32]
+else:
+    Array = Any
 
-Array = npt.NDArray[np.float32]
+__all__ = ["Vectors", "checked_pooling", "cosine_similarity"]
 
 # llama_pooling_type; None is the model's own, or the mean where it has none.
 POOLINGS: dict[str | None, int] = {None: -1, "mean": 1, "cls": 2, "last": 3}
@@ -48,6 +50,8 @@ class Vectors:
 
     def embed(self, texts: Sequence[str], *, normalize: bool, stop: _core.Stop | None = None) -> Array:
         """Rows of float32 of shape (len(texts), n_embd); of length 1 if `normalize`. Ends early if `stop` is set."""
+        import numpy as np
+
         _checks.flag("normalize", normalize)
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise _checks.refuse_type("texts", texts, "several texts", "Put it into a list.")
@@ -90,6 +94,8 @@ def cosine_similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> Any:
     Returns:
         A float for two vectors, else an array: of shape (k,) for one against k, of shape (k, m) for k against m.
     """
+    import numpy as np
+
     left, right = _rows("a", a), _rows("b", b)
     if left.shape[-1] != right.shape[-1]:
         raise _checks.refuse("a, b", (left.shape, right.shape), "vectors or rows of the same length")
@@ -100,6 +106,8 @@ def cosine_similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> Any:
 
 
 def _rows(name: str, value: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    import numpy as np
+
     expected = "a vector of finite numbers, or rows of them"
     try:
         given = np.asarray(value)
@@ -114,6 +122,8 @@ def _rows(name: str, value: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    import numpy as np
+
     largest = np.abs(rows).max(axis=-1, keepdims=True, initial=0)
     rows = rows / np.where(largest > 0, largest, 1)  # so that no square is too large or too small
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
