@@ -63,11 +63,15 @@ def test_the_patterns_of_a_tool_are_put_into_known_words() -> None:
 
 def test_arguments_match_the_pattern_of_their_schema(ctx: Context) -> None:
     schema = {"type": "object", "properties": {"code": {"type": "string", "pattern": r"^\d{3}$"}}, "required": ["code"]}
-    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    tool = {"type": "function", "function": {"name": "search", "description": "Get the code", "parameters": schema}}
     for seed in range(5):
         answer = ctx.chat(
-            [{"role": "user", "content": "Hello"}], 120, SamplerParams(seed=seed), tools=[tool], tool_choice="f"
+            [{"role": "user", "content": "Search for 123."}],
+            120,
+            SamplerParams(seed=seed),
+            tools=[tool],
+            tool_choice="search",
         )
-        for call in answer.message.tool_calls:
-            assert answer.finish_reason != "tool_calls" or re.fullmatch("[0-9]{3}", json.loads(call.arguments)["code"])
-    assert answer.message.tool_calls
+        assert answer.finish_reason == "tool_calls"
+        (call,) = answer.message.tool_calls
+        assert re.fullmatch("[0-9]{3}", json.loads(call.arguments)["code"])

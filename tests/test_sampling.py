@@ -162,7 +162,7 @@ def test_xtc_leaves_the_least_of_the_likely_ones(ctx: Context) -> None:
         near = [p for p in probable if abs(p - threshold) < 0.005]  # rounding may put these on the other side
         assert any(abs(probable[token] - p) < 0.01 for p in (least, *near)), (probable[token], least)
         cut += len(above) > 1
-    assert cut >= N // 4
+    assert cut >= 4
 
 
 def test_adaptive_p_aims_at_a_probability(ctx: Context) -> None:

@@ -187,6 +187,8 @@ std::shared_mutex & lora_mutex() {
     static std::shared_mutex mutex;
     return mutex;
 }
+class Team {};
+Workers::~Workers() = default;
 Engine::Engine(std::shared_ptr<llama_model>, const EngineParams &) : vocab_(nullptr), ctx_(nullptr, nullptr) {}
 Engine::~Engine() = default;
 
