@@ -86,10 +86,10 @@ class ItemStream(GenerationFace[T], StreamTools[T]):
             raise BusyResourceError("receiving from")
         self._reading = True
         try:
-            await checkpoint()
-            while (token := self._take()) is None:
+            while True:
                 await wait_until_ready(self._generation.core)
-            return token
+                if (token := self._take()) is not None:
+                    return token
         except EndOfGeneration:
             raise EndOfStream from None
         finally:

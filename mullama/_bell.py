@@ -11,7 +11,7 @@ has pushed (see ``_native/stream.hpp``). That somebody watches while anybody wai
 from __future__ import annotations
 
 from anyio import Event, wait_readable
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import RunVar, checkpoint
 
 from . import _core
 
@@ -25,20 +25,19 @@ class _Bell:
         self._followers: dict[Event, _core.Stream] = {}
 
     async def wait(self, stream: _core.Stream) -> None:
-        while True:
+        if not stream.ready:
             stream.arm(self._doorbell)
-            if stream.ready:
-                return
-            if self._watched:
-                await self._follow(stream)
-            else:
-                await self._watch(stream)
+        if stream.ready:
+            await checkpoint()
+        while not stream.ready:
+            await (self._follow(stream) if self._watched else self._watch(stream))
+            stream.arm(self._doorbell)
 
     async def _watch(self, stream: _core.Stream) -> None:
         self._watched = True
         try:
-            while not stream.ready:
-                await wait_readable(self._doorbell)
+            while True:
+                await wait_readable(self._doorbell)  # also where it is ready by now: then it has rung
                 self._doorbell.answer()
                 for event, other in self._followers.items():
                     if not other.ready:
@@ -46,6 +45,8 @@ class _Bell:
                     if other.ready:
                         event.set()
                 stream.arm(self._doorbell)
+                if stream.ready:
+                    return
         finally:
             self._watched = False
             self._pass_on()
@@ -71,7 +72,7 @@ _bells: RunVar[_Bell] = RunVar("mullama bell")
 
 
 async def wait_until_ready(stream: _core.Stream) -> None:
-    """Wait until a record lies ready or the stream has ended. Not a checkpoint if that is so already.
+    """Wait until a record lies ready or the stream has ended. Always a checkpoint.
 
     Cancellation changes nothing: what comes meanwhile stays in the ring.
     """
