@@ -200,6 +200,23 @@ def test_a_long_answer_is_not_parsed_again_for_each_token(vocabulary: Model, tem
     assert parsed[-1] < 100_000, "that is less than it takes to read it twenty times"
 
 
+def test_long_arguments_are_read_in_proportion(vocabulary: Model) -> None:
+    """Counted, too: within a call the parser has to begin at the beginning, so it is asked less often."""
+    template = "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use"
+    arguments = json.dumps({"city": "Paris, " * 3000})
+    answer = f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
+    chat, reader, told = with_tools(vocabulary, template), Reader(), 0
+    for i in range(0, len(answer), 4):
+        deltas = chat.feed(answer[i : i + 4], i)
+        told += bool(deltas)
+        reader.take(deltas)
+    reader.take(chat.settle())
+    ((_, name, said),) = reader.calls
+    assert (name, json.loads(said)) == ("get_weather", json.loads(arguments))
+    assert chat.n_parsed < 260 * len(answer), "else it would be half as many times as there are pieces"
+    assert told > 500, "news all along"
+
+
 # ------------------------------------------------------------------------------ prompts
 
 

@@ -99,6 +99,8 @@ bool Templates::supports_thinking() const {
     return guarded([this] { return common_chat_templates_support_enable_thinking(templates_.get()); });
 }
 
+constexpr size_t most_readings = 256;  // of each character of an answer, on average
+
 struct Chat::State {
     struct Call {
         bool announced = false;  // its id and name were told
@@ -118,6 +120,7 @@ struct Chat::State {
     std::string held;                // its end, where it may be the beginning of a mark
     common_chat_input unread;        // of it, by the session
     size_t n_parsed = 0;
+    bool waits = false;              // some of it is unread because reading would cost too much as yet
 
     std::vector<ChatDelta> read();
     void look_ahead(const std::string & text, const ChatDelta & said);
@@ -213,6 +216,9 @@ std::vector<ChatDelta> Chat::feed(const std::string & text, int32_t token) {
                 return {std::move(said)};
             }
         }
+        // Where it has to be read again each time, it waits for some more of it: all reading is a multiple of the answer.
+        s.waits = s.n_parsed > most_readings * s.answer.size();
+        if (s.waits) return {};
         auto deltas = s.read();
         if (deltas.size() == 1) s.look_ahead(text, deltas.front());
         return deltas;
@@ -221,7 +227,7 @@ std::vector<ChatDelta> Chat::feed(const std::string & text, int32_t token) {
 
 std::vector<ChatDelta> Chat::settle() {
     return guarded([&]() -> std::vector<ChatDelta> {
-        if (state_->held.empty()) return {};
+        if (state_->held.empty() && !state_->waits) return {};
         return state_->read();
     });
 }
@@ -241,6 +247,7 @@ size_t Chat::n_parsed() const { return state_->n_parsed; }
 std::vector<ChatDelta> Chat::State::read() {
     within = PlainText::none;
     held.clear();
+    waits = false;
     n_parsed += answer.size();
     session.feed(std::exchange(unread, {}));
     return news(false);

@@ -62,7 +62,8 @@ class Chat {
     std::vector<int32_t> shown() const;                    // special tokens whose names the parser reads
     void amend(common_params_sampling & sampling) const;   // the grammar of tools or schema, and what triggers it
 
-    // In the order: reasoning, content, tool calls. What may be the beginning of a mark is held back; settle(): no more comes.
+    // In the order: reasoning, content, tool calls. What may be the beginning of a mark is held back, and so is the end of what has
+    // to be read from its beginning each time, where it is long; settle(): no more comes.
     // finish(): nor was the answer cut off.
     std::vector<ChatDelta> feed(const std::string & text, int32_t token);
     std::vector<ChatDelta> settle();
