@@ -112,7 +112,7 @@ def test_silent_unless_asked(tmp_path: Path, unknown: Path) -> None:
 
 STRUCTURE = r"""
 import mullama
-bad = [{"grammar": g} for g in ("root ::= [a", "root ::= <nowhere>", "root ::= x", 'root ::= "\q"', "root ::= root")]
+bad = [{"grammar": g} for g in ("root ::= [a", "root ::= <nowhere>", "root ::= x", r'root ::= "\q"', "root ::= root")]
 bad += [{"json_schema": {"type": "string", "pattern": p}} for p in ("(?=a)b", r"^\bx$", "[", "a{1,2}{3}")]
 patterns = "", "a", r"^\d+$", "x|y", "^[^a]*$", "^.{3}$", "(?:a)+?"
 good = [{"json_schema": {"type": "string", "pattern": p}} for p in patterns]

@@ -224,7 +224,7 @@ async def test_a_failure_ends_the_stream_and_is_raised_at_the_end_of_the_block(m
         ended = False
         with pytest.raises(StreamClosedError):  # noqa: PT012
             async with context.open_stream(PROMPT, config(None, ENDLESS, buffer_size=4)) as receive:
-                await until(lambda: context.statistics().paused == 1)
+                await until(lambda: context.statistics().paused == 1 and context.statistics().tokens_out == 5)
                 await context.aclose()
                 assert len([token async for token in receive]) == 5  # those that came before, in ring and rendezvous
                 ended = True
