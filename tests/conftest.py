@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,9 @@ from mullama import AsyncContext, Context, Model, SamplerParams
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Under a sanitizer, which takes memory of its own for every allocation, and keeps what was freed.
+SANITIZED = "san" in os.environ.get("LD_PRELOAD", "")
 
 # Never ends by itself, so that a test decides when: the end tokens are forbidden.
 ENDLESS = SamplerParams(ignore_eos=True, seed=1)

@@ -66,8 +66,8 @@ def test_a_required_call_is_the_only_end(context: Context, template: str) -> Non
     """These allow words before the call; the bundled model, which knows none of them, says many."""
     path = TEMPLATES / f"{template}.jinja"
     for seed in range(4):
-        params = SamplerParams(seed=seed)
-        answer = context.chat([USER], 120, params, tools=[WEATHER], tool_choice="required", template=path)
+        config = StreamConfig(max_tokens=120, params=SamplerParams(seed=seed), timeout_ms=0)
+        answer = context.chat([USER], config=config, tools=[WEATHER], tool_choice="required", template=path)
         assert answer.finish_reason == ("tool_calls" if answer.completion.finish_reason == "stop" else "length")
 
 

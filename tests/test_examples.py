@@ -90,7 +90,8 @@ def server(folder: Path, way: str, *programs: str) -> Iterator[tuple[str, list[s
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=TIME_LIMIT / 2)
         assert process.returncode == 0, err
-        assert not err
+        # Before 3.11, asyncio let Ctrl-C interrupt whatever its loop was just doing.
+        assert not err or sys.version_info < (3, 11)
         printed += out.splitlines()
         assert printed.pop() == "ended"
     finally:

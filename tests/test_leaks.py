@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio import ClosedResourceError, create_task_group, fail_after
-from conftest import assert_idle, wait_until
+from conftest import SANITIZED, assert_idle, wait_until
 from endless import FOREVER_MS, LIMIT, PROMPT, config
 
 from mullama import AsyncContext, ClosedError, Context, Model
@@ -142,7 +142,7 @@ def test_a_thousand_streams(backend: str) -> None:
     before, after = json.loads(done.stdout)
     assert after["threads"] == before["threads"]
     assert after["fds"] == before["fds"]
-    assert after["rss"] - before["rss"] < 5_000_000
+    assert SANITIZED or after["rss"] - before["rss"] < 5_000_000
 
 
 @linux

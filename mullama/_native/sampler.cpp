@@ -81,7 +81,7 @@ std::vector<Candidate> likeliest(const float * logits, int32_t n_vocab, uint32_t
 
 // Of this thread's processor time, that a grammar may take for one token: others wait for it. In an ambiguous grammar the
 // readings multiply with every character.
-constexpr double most_seconds = 0.5;
+constexpr double most_seconds = 3;
 constexpr const char * too_ambiguous =
     "the grammar can be read in too many ways at once, and following it takes too long: have it read each text in one way";
 
