@@ -68,7 +68,7 @@ async def test_collect_and_text(actx: AsyncContext) -> None:
 
 async def test_chains(actx: AsyncContext) -> None:
     expected = (await actx.generate(PROMPT, config())).tokens
-    async with actx.generate_stream(PROMPT, config()) as stream:
+    async with actx.generate_stream(PROMPT, config(buffer_size=4)) as stream:  # so it cannot have ended before
         doubled = stream.map(lambda token: token.token_id).map(lambda i: 2 * i)
         assert isinstance(doubled, ObjectReceiveStream)
         assert await doubled.take(4).take(3).collect() == [2 * i for i in expected[:3]]
