@@ -243,16 +243,31 @@ def _cli() -> None:
     """Stream text from a language model, with llama.cpp inside."""
 
 
-@_cli.command(context_settings=_SETTINGS)
-@click.argument("prompt", required=False)
-@click.option("-m", "--model", metavar="FILE", help="A GGUF file.  [default: the model that comes with mullama]")
-@click.option(
+# What both commands ask for.
+_MODEL = click.option(
+    "-m", "--model", metavar="FILE", help="A GGUF file.  [default: the model that comes with mullama]"
+)
+_BACKEND = click.option(
     "--backend",
     type=click.Choice(["asyncio", "trio"]),
     default="asyncio",
     show_default=True,
     help="Event loop.",
 )
+_THREADS = click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: physical cores]")
+_GPU_LAYERS = click.option(
+    "--gpu-layers",
+    type=click.IntRange(min=-1),
+    default=-1,
+    metavar="N",
+    help="Layers on the GPU, -1 for all.",
+)
+
+
+@_cli.command(context_settings=_SETTINGS)
+@click.argument("prompt", required=False)
+@_MODEL
+@_BACKEND
 @click.option("-n", "--max-tokens", type=int, metavar="N", help="At most N tokens, -1 for no limit.  [default: 256]")
 @click.option("--temperature", type=float, metavar="T", help="0 is greedy.  [default: 0.8]")
 @click.option("--top-k", type=int, metavar="K", help="Keep the K likeliest tokens, 0 for all.  [default: 40]")
@@ -270,14 +285,8 @@ def _cli() -> None:
     help="Give up after so long, 0 for never.  [default: 0]",
 )
 @click.option("--ctx", type=int, metavar="N", help="Context length in tokens.  [default: the model's, up to 4096]")
-@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: physical cores]")
-@click.option(
-    "--gpu-layers",
-    type=click.IntRange(min=-1),
-    default=-1,
-    metavar="N",
-    help="Layers on the GPU, -1 for all.",
-)
+@_THREADS
+@_GPU_LAYERS
 @click.option("--echo", is_flag=True, help="Print the prompt first.")
 @click.option("--stats", is_flag=True, help="Print token counts and timings to standard error at the end.")
 def run(
@@ -315,7 +324,7 @@ def run(
 
 
 @_cli.command(context_settings=_SETTINGS)
-@click.option("-m", "--model", metavar="FILE", help="A GGUF file.  [default: the model that comes with mullama]")
+@_MODEL
 @click.option(
     "--streams",
     type=click.IntRange(1, 256),
@@ -350,21 +359,9 @@ def run(
     metavar="N",
     help="Runs, of which the median counts.",
 )
-@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: physical cores]")
-@click.option(
-    "--gpu-layers",
-    type=click.IntRange(min=-1),
-    default=-1,
-    metavar="N",
-    help="Layers on the GPU, -1 for all.",
-)
-@click.option(
-    "--backend",
-    type=click.Choice(["asyncio", "trio"]),
-    default="asyncio",
-    show_default=True,
-    help="Event loop.",
-)
+@_THREADS
+@_GPU_LAYERS
+@_BACKEND
 @click.option(
     "--upstream", metavar="FILE", help="Upstream's program.  [default: llama-batched-bench, if it is on the PATH]"
 )
