@@ -8,14 +8,55 @@
 
 namespace mullama {
 
-// Choose the next token of a sequence, turn it into text, hand it over; and end the stream where this is its last.
-void Engine::emit(Slot & slot) {
+// For all sequences whose logits were computed. Tokens are chosen in parallel: with a large vocabulary, many streams, and many
+// threads to compute these, it would else be a good part of a step, in which all threads but one would wait.
+void Engine::choose() {
+    struct Turn {
+        Slot * slot;
+        float * logits;
+        Choice choice;
+        std::string failure;
+    };
+    std::vector<Turn> together, alone;
+    for (auto & slot : slots_->all()) {
+        if (slot.i_output < 0) continue;
+        if (slot.stream->request().n_logits > 0) {
+            emit_logits(slot);
+            continue;
+        }
+        auto & turns = slot.sampler->uses_context() ? alone : together;
+        turns.push_back({&slot, llama_get_logits_ith(ctx_.get(), slot.i_output), {}, ""});
+    }
+    const auto take = [this](Turn & turn) {
+        static const std::vector<int32_t> none;
+        Slot & slot = *turn.slot;
+        const Request & request = slot.stream->request();
+        try {
+            if (turn.logits == nullptr) throw std::runtime_error("llama.cpp has no logits for this token");
+            const auto & banned = slot.n_generated < request.min_tokens ? end_tokens_ : none;
+            turn.choice = slot.sampler->sample(ctx_.get(), slot.i_output, turn.logits, request.n_top, banned);
+        } catch (const std::exception & e) {
+            turn.failure = e.what();
+        }
+    };
+    workers_->share(together.size(), [&](size_t i) { take(together[i]); });
+    for (auto & turn : alone) take(turn);
+    for (auto * turns : {&together, &alone}) {
+        for (auto & turn : *turns) {
+            if (turn.choice.token >= 0) {
+                emit(*turn.slot, turn.choice);
+            } else {
+                finish(*turn.slot, Finish::error, Fault::sampling, turn.failure);
+            }
+        }
+    }
+}
+
+// Turn the token that was chosen into text, hand it over; and end the stream where this is its last.
+void Engine::emit(Slot & slot, const Choice & choice) {
     Stream & stream = *slot.stream;
     const Request & request = stream.request();
     try {
-        static const std::vector<int32_t> none;
-        const auto & banned = slot.n_generated < request.min_tokens ? end_tokens_ : none;
-        const Choice choice = slot.sampler->sample(ctx_.get(), slot.i_output, request.n_top, banned);
         slot.tokens.push_back(choice.token);
         ++slot.n_generated;
         ++counts_.tokens_out;

@@ -151,16 +151,7 @@ bool Engine::step() {
     admit();
     fill();
     if (batch_.n_tokens == 0) return false;
-    if (decode()) {
-        for (auto & slot : slots_->all()) {
-            if (slot.i_output < 0) continue;
-            if (slot.stream->request().n_logits == 0) {
-                emit(slot);
-            } else {
-                emit_logits(slot);
-            }
-        }
-    }
+    if (decode()) choose();
     return true;
 }
 

@@ -99,7 +99,8 @@ class Engine {
     void tell();         // publish the counters, then the endings, then ring the bells
     void wait();
     // choose.cpp
-    void emit(Slot & slot);
+    void choose();
+    void emit(Slot & slot, const Choice & choice);
     void emit_logits(Slot & slot);
     // batch.cpp
     void fill();

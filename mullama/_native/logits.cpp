@@ -1,4 +1,4 @@
-// Sums and maxima over logits; see logits.hpp. A large vocabulary makes them a good part of a small model's token, so they are
+// Sums, maxima and the likeliest of logits; see logits.hpp. A large vocabulary makes them a good part of a small model's token, so they are
 // written with vectors of the size that the processor has: compiled for 4 numbers at a time, and for 8 where it may have AVX2.
 #include "logits.hpp"
 
@@ -90,14 +90,40 @@ INLINE double sum_exp(const float * logits, int32_t n, float top) {
     return sum;
 }
 
+// The first index from i on whose logit is above `least`; n if there is none.
+template <int lanes>
+INLINE int32_t next_above_of(const float * logits, int32_t i, int32_t n, float least) {
+    using V = Vector<lanes>;
+    typename V::Floats a, b, c, d;
+    for (; i + 4 * lanes <= n; i += 4 * lanes) {
+        V::load(a, logits + i);
+        V::load(b, logits + i + lanes);
+        V::load(c, logits + i + 2 * lanes);
+        V::load(d, logits + i + 3 * lanes);
+        const typename V::Ints above = (a > least) | (b > least) | (c > least) | (d > least);
+        int64_t parts[lanes / 2], any = 0;
+        std::memcpy(parts, &above, sizeof parts);
+        for (const int64_t part : parts) any |= part;
+        if (any != 0) break;
+    }
+    while (i < n && !(logits[i] > least)) ++i;
+    return i;
+}
+
 #if defined(__x86_64__)
 #define AVX2 __attribute__((target("avx2,fma")))
 AVX2 Greatest greatest_avx2(const float * logits, int32_t n) { return greatest_of<8>(logits, n); }
 AVX2 double sum_exp_avx2(const float * logits, int32_t n, float top) { return sum_exp<8>(logits, n, top); }
+AVX2 int32_t next_above_avx2(const float * logits, int32_t i, int32_t n, float least) {
+    return next_above_of<8>(logits, i, n, least);
+}
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #else
 Greatest greatest_avx2(const float * logits, int32_t n) { return greatest_of<4>(logits, n); }
 double sum_exp_avx2(const float * logits, int32_t n, float top) { return sum_exp<4>(logits, n, top); }
+int32_t next_above_avx2(const float * logits, int32_t i, int32_t n, float least) {
+    return next_above_of<4>(logits, i, n, least);
+}
 bool has_avx2() { return false; }
 #endif
 
@@ -113,6 +139,27 @@ float greatest(const float * logits, int32_t n) {
 
 double log_sum_exp(const float * logits, int32_t n, float top) {
     return top + std::log(has_avx2() ? sum_exp_avx2(logits, n, top) : sum_exp<4>(logits, n, top));
+}
+
+// By way of a heap whose front is the least of them; most logits are not even looked at one by one.
+std::vector<Candidate> likeliest(const float * logits, int32_t n, size_t count) {
+    const auto greater = [](const Candidate & a, const Candidate & b) { return a.logprob > b.logprob; };
+    std::vector<Candidate> heap;
+    int32_t i = std::min(n, int32_t(std::min(count, size_t(INT32_MAX))));
+    if (i == 0) return heap;
+    heap.reserve(size_t(i));
+    for (int32_t token = 0; token < i; ++token) heap.push_back({token, logits[token]});
+    std::make_heap(heap.begin(), heap.end(), greater);
+    for (;; ++i) {
+        const float least = heap.front().logprob;
+        i = has_avx2() ? next_above_avx2(logits, i, n, least) : next_above_of<4>(logits, i, n, least);
+        if (i == n) break;
+        std::pop_heap(heap.begin(), heap.end(), greater);
+        heap.back() = {i, logits[i]};
+        std::push_heap(heap.begin(), heap.end(), greater);
+    }
+    std::sort_heap(heap.begin(), heap.end(), greater);
+    return heap;
 }
 
 }  // namespace mullama

@@ -1,7 +1,6 @@
 // llama.cpp's sampler chain for one sequence; see sampler.hpp.
 #include "sampler.hpp"
 
-#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
@@ -61,22 +60,10 @@ common_params_sampling to_common(const llama_vocab * vocab, const Sampling & s) 
     return p;
 }
 
-// The n greatest logits, in falling order, by way of a small heap.
-std::vector<Candidate> likeliest(const float * logits, int32_t n_vocab, uint32_t n) {
-    const auto greater = [](const Candidate & a, const Candidate & b) { return a.logprob > b.logprob; };
-    std::vector<Candidate> heap;
-    heap.reserve(n + 1);
-    for (int32_t token = 0; token < n_vocab; ++token) {
-        if (heap.size() == n && !(logits[token] > heap.front().logprob)) continue;
-        heap.push_back({token, logits[token]});
-        std::push_heap(heap.begin(), heap.end(), greater);
-        if (heap.size() > n) {
-            std::pop_heap(heap.begin(), heap.end(), greater);
-            heap.pop_back();
-        }
-    }
-    std::sort_heap(heap.begin(), heap.end(), greater);
-    return heap;
+// Whether llama.cpp has more to ask than the chain. For this it takes the logits from the context itself.
+bool is_constrained(const common_params_sampling & p) {
+    const bool budget = p.grammar_lazy || p.reasoning_budget_tokens >= 0 || p.reasoning_control;
+    return !common_grammar_value(p.grammar).empty() || (!p.reasoning_budget_start.empty() && budget);
 }
 
 // Of this thread's processor time, that a grammar may take for one token: others wait for it. In an ambiguous grammar the
@@ -103,21 +90,45 @@ void limited(bool constrained, Work && work) {
 void FreeSampler::operator()(common_sampler * sampler) const { common_sampler_free(sampler); }
 
 Sampler::Sampler(const llama_model * model, const Sampling & sampling, const std::vector<int32_t> & prompt)
-    : n_vocab_(llama_vocab_n_tokens(llama_model_get_vocab(model))) {
-    auto params = to_common(llama_model_get_vocab(model), sampling);
-    constrained_ = !common_grammar_value(params.grammar).empty();
+    : Sampler(model, to_common(llama_model_get_vocab(model), sampling), prompt) {}
+
+Sampler::Sampler(const llama_model * model, common_params_sampling params, const std::vector<int32_t> & prompt)
+    : n_vocab_(llama_vocab_n_tokens(llama_model_get_vocab(model))),
+      constrained_(is_constrained(params)),
+      shortlist_(llama_model_get_vocab(model), params) {
     AbortGuard guard;
     limited(constrained_, [&] { chain_.reset(common_sampler_init(model, params)); });
     if (!chain_) throw std::runtime_error("llama.cpp made no sampler of these parameters");
-    for (int32_t token : prompt) common_sampler_accept(chain_.get(), token, false);
+    for (int32_t token : prompt) accept(token, false);
 }
 
-Choice Sampler::sample(llama_context * ctx, int32_t i, uint32_t n_top, const std::vector<int32_t> & banned) {
-    float * logits = llama_get_logits_ith(ctx, i);
-    if (logits == nullptr) throw std::runtime_error("llama.cpp has no logits for this token");
+void Sampler::accept(int32_t token, bool generated) {
+    common_sampler_accept(chain_.get(), token, generated);
+    shortlist_.accept(token);
+}
+
+int32_t Sampler::choose(llama_context * ctx, int32_t i, const float * logits) {
+    const auto chosen = [this, logits](const llama_token_data_array & from) {
+        if (from.selected < 0 || size_t(from.selected) >= from.size) return -1;
+        const llama_token_data & data = from.data[from.selected];
+        const bool possible = data.id >= 0 && data.id < n_vocab_ && data.logit > -INFINITY && logits[data.id] > -INFINITY;
+        return possible ? data.id : -1;
+    };
+    if (constrained_) {
+        const int32_t token = common_sampler_sample(chain_.get(), ctx, i);
+        return chosen(*common_sampler_get_candidates(chain_.get(), false)) < 0 ? -1 : token;
+    }
+    shortlist_.fill(candidates_, logits);
+    if (candidates_.empty()) return -1;
+    llama_token_data_array array{candidates_.data(), candidates_.size(), -1, false};
+    llama_sampler_apply(common_sampler_get(chain_.get()), &array);
+    return chosen(array);
+}
+
+Choice Sampler::sample(llama_context * ctx, int32_t i, float * logits, uint32_t n_top, const std::vector<int32_t> & banned) {
     const float top = greatest(logits, n_vocab_);
     Choice choice;
-    if (n_top > 0) choice.top = likeliest(logits, n_vocab_, n_top);
+    choice.top = likeliest(logits, n_vocab_, n_top);
     const double total = log_sum_exp(logits, n_vocab_, top);
     std::vector<float> saved;
     for (int32_t token : banned) {
@@ -125,14 +136,12 @@ Choice Sampler::sample(llama_context * ctx, int32_t i, uint32_t n_top, const std
         logits[token] = -INFINITY;
     }
     AbortGuard guard;
-    limited(constrained_, [&] { choice.token = common_sampler_sample(chain_.get(), ctx, i); });
-    const llama_token_data_array * rest = common_sampler_get_candidates(chain_.get(), false);
-    if (choice.token < 0 || choice.token >= n_vocab_ || rest->selected < 0 ||
-        !(rest->data[rest->selected].logit > -INFINITY) || !(logits[choice.token] > -INFINITY)) {
+    limited(constrained_, [&] { choice.token = choose(ctx, i, logits); });
+    if (choice.token < 0) {
         throw std::runtime_error("no token is left to choose from: the sampling forbids all that the model finds possible");
     }
     for (size_t k = 0; k < banned.size(); ++k) logits[banned[k]] = saved[k];
-    limited(constrained_, [&] { common_sampler_accept(chain_.get(), choice.token, true); });
+    limited(constrained_, [&] { accept(choice.token, true); });
     choice.logprob = float(logits[choice.token] - total);
     for (auto & candidate : choice.top) candidate.logprob = float(candidate.logprob - total);
     return choice;

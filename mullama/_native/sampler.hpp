@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ring.hpp"
+#include "shortlist.hpp"
 
 struct common_params_sampling;
 struct common_sampler;
@@ -55,13 +56,20 @@ class Sampler {
     // Throws std::exception where llama.cpp refuses the parameters.
     Sampler(const llama_model * model, const Sampling & sampling, const std::vector<int32_t> & prompt);
 
-    // Choose from the logits of batch index `i` and remember the choice. `banned` tokens cannot be it.
-    Choice sample(llama_context * ctx, int32_t i, uint32_t n_top, const std::vector<int32_t> & banned);
+    // Choose from `logits`, those of batch index `i`, and remember the choice. `banned` tokens cannot be it.
+    Choice sample(llama_context * ctx, int32_t i, float * logits, uint32_t n_top, const std::vector<int32_t> & banned);
+    bool uses_context() const { return constrained_; }  // false: samplers of one context may choose at the same time
 
   private:
+    Sampler(const llama_model * model, common_params_sampling params, const std::vector<int32_t> & prompt);
+    void accept(int32_t token, bool generated);
+    int32_t choose(llama_context * ctx, int32_t i, const float * logits);  // -1: none is left
+
     std::unique_ptr<common_sampler, FreeSampler> chain_;
     const int32_t n_vocab_;
-    bool constrained_ = false;  // by a grammar
+    const bool constrained_;  // by a grammar, or a limit on reasoning
+    Shortlist shortlist_;
+    std::vector<llama_token_data> candidates_;
 };
 
 // Throws std::exception where llama.cpp cannot follow a GBNF grammar; see gbnf_check.hpp.

@@ -51,9 +51,30 @@ void Workers::attach(llama_context * ctx) {
 }
 
 #if MULLAMA_TEAM
+void Workers::share(size_t n, const std::function<void(size_t)> & work) {
+    struct Job {
+        const std::function<void(size_t)> & work;
+        const size_t n;
+        std::atomic<size_t> next;
+    } job{work, n, {0}};
+    const auto take = [](void * data) {
+        Job & job = *static_cast<Job *>(data);
+        for (size_t i; (i = job.next.fetch_add(1)) < job.n;) job.work(i);
+    };
+    if (n > 1 && place.team != nullptr) {
+        team_->run(take, &job, int(std::min(n, size_t(n_threads_))));
+    } else {
+        take(&job);
+    }
+}
+
 Workers::Shift::Shift(Workers & workers) { place.team = workers.team_.get(); }
 Workers::Shift::~Shift() { place.team = nullptr; }
 #else
+void Workers::share(size_t n, const std::function<void(size_t)> & work) {
+    for (size_t i = 0; i < n; ++i) work(i);
+}
+
 Workers::Shift::Shift(Workers &) {}
 Workers::Shift::~Shift() = default;
 #endif

@@ -6,6 +6,8 @@
 // Where llama.cpp is compiled with GCC's OpenMP for Linux, its pragmas call workers.cpp; elsewhere it has ggml's threads.
 #pragma once
 
+#include <cstddef>
+#include <functional>
 #include <memory>
 
 struct ggml_threadpool;
@@ -20,6 +22,8 @@ class Workers {
     explicit Workers(int n_threads);  // the one that calls is one of them; the others start when first needed
     ~Workers();
     void attach(llama_context * ctx);  // which must not outlive this
+    // Calls work(0), …, work(n - 1), shared out among the threads if there is a team; during a shift. It must not throw.
+    void share(size_t n, const std::function<void(size_t)> & work);
 
     // While it lives, what this thread computes is shared with the workers. One thread at a time.
     class Shift {
