@@ -3,23 +3,25 @@
 Ready: a stream has generated all of its tokens into its buffer; then it is read with ``async for``, and the time is
 that for each token. The reference is as many ``await checkpoint()`` of anyio in a loop: what any ``receive`` must do.
 Wake: a stream that gives a token every millisecond is read, so each ``receive`` waits. The reference is a loop over
-``await wait_readable()`` and the read that empties the descriptor, which another process makes readable every
-millisecond. Here the time is the processor time of the event loop's thread, since the rest is waiting. Both on the 4 M
-model with one thread, so that a core is left for the loop.
+``await wait_readable()`` and the read that empties the descriptor (in C), which the engine makes readable for each token of
+such a stream. Here the time is the processor time of the event loop's thread, since the rest is
+waiting. Both on the 4 M model with one thread, so that a core is left for the loop; what computes on the other one makes
+any Python slower, and hits both.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
-from turns import CannotRun, Case, Figures, Question, Row, Settings, Side, endless, main, prompt
+from turns import Case, Figures, Question, Row, Settings, Side, endless, main, prompt
 
-READY, WAKES = 4000, 1500
+if TYPE_CHECKING:
+    from mullama import TokenStream
+
+READY, WAKES = 4000, 1000
 TIMES = 5
-RINGER = "import os, sys, time\nfor _ in range(int(sys.argv[2])): time.sleep(0.001); os.write(int(sys.argv[1]), b'x')"
 
 
 def backend(settings: Settings) -> dict[str, Any]:
@@ -74,56 +76,53 @@ def checkpoints(settings: Settings) -> Figures:
     return best(anyio.run(run, **backend(settings)), READY)
 
 
-def woken_tokens(settings: Settings) -> Figures:
+def waiting(settings: Settings, read: Callable[[TokenStream], Awaitable[int]]) -> Figures:
+    """The processor time of this thread for each wake, while a stream gives a token every millisecond."""
     import anyio
 
     from mullama import AsyncModel, ContextParams
 
-    config = endless(max_tokens=WAKES, stream_delay_ms=1)
+    config = endless(max_tokens=WAKES, stream_delay_ms=1, buffer_size=WAKES)
     context = ContextParams(n_ctx=WAKES + 32, n_seq_max=1, n_threads=1)
 
     async def run() -> list[float]:
         times = []
         async with await AsyncModel.load(settings["model"], context=context) as model:
-            for _ in range(2):
+            for _ in range(3):
                 async with model.generate_stream(prompt(4), config) as stream:
                     await stream.receive()
                     began = time.thread_time()
-                    async for _token in stream:
-                        pass
-                    times.append(time.thread_time() - began)
+                    woken = await read(stream)
+                    times.append((time.thread_time() - began) / woken)
         return times
 
-    return best(anyio.run(run, **backend(settings)), WAKES)
+    return best(anyio.run(run, **backend(settings)), 1)
+
+
+def woken_tokens(settings: Settings) -> Figures:
+    async def read(stream: TokenStream) -> int:
+        return len([token async for token in stream])
+
+    return waiting(settings, read)
 
 
 def wakes(settings: Settings) -> Figures:
-    import os
-
     import anyio
 
-    async def run() -> list[float]:
-        times = []
-        for _ in range(2):
-            reader, writer = os.pipe()
-            os.set_blocking(reader, False)
-            command = [sys.executable, "-c", RINGER, str(writer), str(WAKES + 1)]
-            ringer = subprocess.Popen(command, pass_fds=[writer])  # noqa: ASYNC220  before the clock runs
-            os.close(writer)
-            await anyio.wait_readable(reader)
-            came = len(os.read(reader, 64))
-            began, woken = time.thread_time(), 0
-            while came <= WAKES:
-                await anyio.wait_readable(reader)
-                came += len(os.read(reader, 64))
-                woken += 1
-            times.append((time.thread_time() - began) * WAKES / woken)
-            os.close(reader)
-            if ringer.wait():
-                raise CannotRun("the process that rings failed")
-        return times
+    from mullama import _core
 
-    return best(anyio.run(run, **backend(settings)), WAKES)
+    async def read(stream: TokenStream) -> int:
+        core, bell = stream._generation.core, _core.Doorbell()
+        descriptor, woken = bell.fileno(), 0
+        while not stream.is_finished():
+            if not core.arm(bell):
+                await anyio.wait_readable(descriptor)
+                bell.answer()
+                woken += 1
+            core.pop()
+        return woken
+
+    return waiting(settings, read)
 
 
 def case(label: str, loop: str, side: str, reference: str, reach: float | None) -> Case:

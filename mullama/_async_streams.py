@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 from anyio import BusyResourceError, CancelScope, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream
@@ -68,6 +68,7 @@ class ItemStream(GenerationFace[T], StreamTools[T]):
 
     def __init__(self, source: Source[T]) -> None:
         super().__init__(source)
+        self._core = source.generation.core
         self._reading = False
 
     async def receive(self) -> T:
@@ -82,16 +83,24 @@ class ItemStream(GenerationFace[T], StreamTools[T]):
             ClosedResourceError: The stream or its context was closed.
             BusyResourceError: Another task is receiving.
         """
+        return await self._receive(EndOfStream)
+
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        return self._receive(StopAsyncIteration)  # and not by way of `receive`: a frame less for each token
+
+    async def _receive(self, end: type[Exception]) -> T:
         if self._reading:
             raise BusyResourceError("receiving from")
         self._reading = True
         try:
             while True:
-                await wait_until_ready(self._generation.core)
-                if (token := self._take()) is not None:
-                    return token
+                await (checkpoint() if self._core.ready else wait_until_ready(self._core))
+                if (item := self._take()) is not None:
+                    return item
         except EndOfGeneration:
-            raise EndOfStream from None
+            raise end from None
+        except ClosedError as e:
+            raise _as_closed(e) from None
         finally:
             self._reading = False
 
@@ -105,12 +114,14 @@ class ItemStream(GenerationFace[T], StreamTools[T]):
         if self._reading:
             raise BusyResourceError("receiving from")
         try:
-            token = self._take()
+            item = self._take()
         except EndOfGeneration:
             raise EndOfStream from None
-        if token is None:
+        except ClosedError as e:
+            raise _as_closed(e) from None
+        if item is None:
             raise WouldBlock
-        return token
+        return item
 
     def try_next(self) -> T | None:
         """The next item if one lies ready; None if not, and at the end (`is_finished` tells which)."""
@@ -130,19 +141,17 @@ class ItemStream(GenerationFace[T], StreamTools[T]):
         The wait is for one step of the engine at most, and shielded from cancellation.
         """
         self._close()
-        core = self._generation.core
         with CancelScope(shield=True):
-            while not core.ended:
+            while not self._core.ended:
                 self._generation.discard()
-                await wait_until_ready(core)
+                await wait_until_ready(self._core)
         self._generation.discard()
         await checkpoint()
 
-    def _take(self) -> T | None:
-        try:
-            return super()._take()
-        except ClosedError as e:
-            raise StreamClosedError(e.message, hint=e.hint) from None
+
+def _as_closed(error: ClosedError) -> StreamClosedError:
+    """The same as anyio's streams raise it."""
+    return StreamClosedError(error.message, hint=error.hint)
 
 
 class TokenStream(ItemStream[TokenData]):

@@ -1,19 +1,28 @@
 """How tasks of one event loop wait for tokens: one doorbell, one descriptor, however many streams are read.
 
-Of the tasks that wait, one watches the descriptor; when it becomes readable, it wakes those whose stream has something.
-When the watching task has what it wanted, or is cancelled, the next one takes the watch over. So a step of the engine
-costs an event loop one wake-up, and a thousand streams need one file descriptor.
+When the descriptor becomes readable, the tasks are woken whose stream has something. So a step of the engine costs an event
+loop one wake-up, and a thousand streams need one file descriptor.
 
 A wake-up is never lost: a stream is armed first and looked at again afterwards, and the engine looks at `armed` after it
-has pushed (see ``_native/stream.hpp``). That somebody watches while anybody waits is this module's invariant.
+has pushed (see ``_native/stream.hpp``). And somebody watches the descriptor while anybody waits: under asyncio the loop
+itself, which calls back; where a descriptor can only be awaited, one of the tasks that wait.
 """
 
 from __future__ import annotations
 
+import sys
+from abc import abstractmethod
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
 from anyio import Event, wait_readable
-from anyio.lowlevel import RunVar, checkpoint
+from anyio.lowlevel import checkpoint, current_token
 
 from . import _core
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future
 
 __all__ = ["wait_until_ready"]
 
@@ -21,35 +30,75 @@ __all__ = ["wait_until_ready"]
 class _Bell:
     def __init__(self) -> None:
         self._doorbell = _core.Doorbell()
+        self._fd = self._doorbell.fileno()
+
+    @abstractmethod
+    async def wait(self, stream: _core.Stream) -> None: ...
+
+
+class _CalledBack(_Bell):
+    """Of an asyncio loop. It keeps the descriptor, where anyio would take it away after each wake-up and bring it back."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        super().__init__()
+        self._waiting: dict[Future[None], _core.Stream] = {}
+        loop.add_reader(self._fd, self._rung)  # until the loop is closed
+
+    async def wait(self, stream: _core.Stream) -> None:
+        if stream.arm(self._doorbell):
+            await checkpoint()
+            return
+        loop = sys.modules["asyncio"].get_running_loop()
+        while True:
+            woken = loop.create_future()
+            self._waiting[woken] = stream
+            try:
+                await woken
+            finally:
+                del self._waiting[woken]
+            if stream.arm(self._doorbell):
+                return
+
+    def _rung(self) -> None:
+        self._doorbell.answer()
+        for woken, stream in self._waiting.items():
+            # It may have rung for a record that its reader had taken already, so it is armed anew.
+            if stream.arm(self._doorbell) and not woken.done():
+                woken.set_result(None)
+
+
+class _Watched(_Bell):
+    """Of any other loop. Of the tasks that wait, one watches; when it is done, or cancelled, the next one does."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._watched = False
         self._followers: dict[Event, _core.Stream] = {}
 
     async def wait(self, stream: _core.Stream) -> None:
-        if not stream.ready:
-            stream.arm(self._doorbell)
-        if stream.ready:
+        if stream.arm(self._doorbell):
             await checkpoint()
-        while not stream.ready:
+            return
+        while True:
             await (self._follow(stream) if self._watched else self._watch(stream))
-            stream.arm(self._doorbell)
+            if stream.arm(self._doorbell):
+                return
 
     async def _watch(self, stream: _core.Stream) -> None:
         self._watched = True
         try:
             while True:
-                await wait_readable(self._doorbell)  # also where it is ready by now: then it has rung
+                await wait_readable(self._fd)  # also where it is ready by now: then it has rung
                 self._doorbell.answer()
                 for event, other in self._followers.items():
-                    if not other.ready:
-                        other.arm(self._doorbell)  # it may have rung for a record that its reader had taken already
-                    if other.ready:
+                    if other.arm(self._doorbell):
                         event.set()
-                stream.arm(self._doorbell)
-                if stream.ready:
+                if stream.arm(self._doorbell):
                     return
         finally:
             self._watched = False
-            self._pass_on()
+            if self._followers:
+                self._pass_on()
 
     async def _follow(self, stream: _core.Stream) -> None:
         event = Event()
@@ -68,17 +117,33 @@ class _Bell:
                 return
 
 
-_bells: RunVar[_Bell] = RunVar("mullama bell")
+_bells: WeakKeyDictionary[object, _Bell] = WeakKeyDictionary()  # by what a loop is known by
 
 
-async def wait_until_ready(stream: _core.Stream) -> None:
+def _bell() -> _Bell:
+    trio, asyncio = sys.modules.get("trio"), sys.modules.get("asyncio")
+    loop: Any
+    if trio is not None and trio.lowlevel.in_trio_task():
+        loop, asyncio = trio.lowlevel.current_trio_token(), None
+    elif asyncio is not None:
+        loop = asyncio.get_running_loop()
+    else:
+        loop = current_token().native_token
+    try:
+        return _bells[loop]
+    except KeyError:
+        pass
+    try:
+        bell: _Bell = _CalledBack(loop) if asyncio is not None else _Watched()
+    except NotImplementedError:  # Windows' Proactor, for which anyio has a thread that watches
+        bell = _Watched()
+    _bells[loop] = bell
+    return bell
+
+
+def wait_until_ready(stream: _core.Stream) -> Coroutine[Any, Any, None]:
     """Wait until a record lies ready or the stream has ended. Always a checkpoint.
 
     Cancellation changes nothing: what comes meanwhile stays in the ring.
     """
-    try:
-        bell = _bells.get()
-    except LookupError:
-        bell = _Bell()
-        _bells.set(bell)
-    await bell.wait(stream)
+    return _bell().wait(stream)

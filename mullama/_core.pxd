@@ -1,5 +1,6 @@
 # What the core calls of C++ and of llama.h, and nothing else; meanings are in the headers under _native/.
 cimport cython
+from cpython.object cimport PyTypeObject
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
@@ -9,6 +10,11 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 ctypedef vector[int32_t] TokenList
+
+
+cdef extern from "Python.h":
+    # str.__new__ of a class that is derived from it, without the lookups
+    object new_str "PyUnicode_Type.tp_new"(PyTypeObject *, object args, void *)
 
 
 cdef extern from "llama.h" nogil:
@@ -284,6 +290,8 @@ cdef class Engine:
 @cython.final
 cdef class Stream:
     cdef shared_ptr[CStream] shared       # also held by the engine until the stream has ended
+    cdef readonly tuple candidates        # of the record that was popped last
+    cdef readonly int finish              # why it ended, for who has popped its last record; 0 before that
 
 
 @cython.final

@@ -18,6 +18,7 @@ from libc.errno cimport EINTR, errno
 from libcpp.memory cimport make_shared
 from libcpp.utility cimport move
 
+from mullama._records import TokenData
 from mullama.errors import ClosedError, ForkError
 
 
@@ -464,110 +465,6 @@ cdef tuple candidates(const Candidate * first, size_t n):
     return tuple([(first[i].token, first[i].logprob) for i in range(n)])
 
 
-# ---------------------------------------------------------------------------------------------------------- the stream
-
-@cython.final
-cdef class Stream:
-    """One generation, read by one reader at a time. Dropping it cancels it."""
-
-    def __dealloc__(self):
-        if self.shared.get() == NULL:
-            return
-        if forked:
-            new shared_ptr[CStream](self.shared)  # leaked, as the model
-        elif not self.shared.get().ended():
-            self.shared.get().cancel()
-
-    def pop(self):
-        """The oldest record as (text, token, finish, logprob, candidates), or None where there is none."""
-        check_fork()
-        cdef CStream * stream = self.shared.get()
-        cdef const Record * record = stream.front()
-        if record == NULL:
-            return None
-        cdef str text = PyUnicode_DecodeUTF8(record.text(), record.n_bytes, NULL)
-        cdef tuple taken = (text, record.token, record.finish, record.logprob,
-                            candidates(record.top(), record.n_top) if record.n_top else ())
-        stream.pop()
-        return taken
-
-    def arm(self, Doorbell bell not None):
-        check_fork()
-        self.shared.get().arm(bell.shared)
-
-    def disarm(self):
-        self.shared.get().disarm()
-
-    def wait(self, Doorbell bell not None):
-        """Block until the bell rings, letting the GIL go. Signal handlers run meanwhile, and may raise out of here."""
-        check_fork()
-        cdef pollfd entry
-        entry.fd = bell.shared.get().fd()
-        entry.events = POLLIN
-        cdef int n
-        while True:
-            with nogil:
-                n = poll(&entry, 1, 200)  # bounded, because a signal may interrupt another thread instead of this one
-            if n > 0 or self.shared.get().ready():  # whoever closes the stream in another thread may take the ring
-                break
-            PyErr_CheckSignals()
-        bell.shared.get().answer()
-        if self.shared.get().ended():
-            bell.shared.get().ring()  # for good: whoever else waits here, to read or to close, is told of the end too
-
-    def cancel(self):
-        check_fork()
-        return self.shared.get().cancel()
-
-    def outcome(self):
-        """(finish, fault, message, stop, tokens, logprobs, candidates, text, cached, called, admitted, first, last, ended).
-
-        Times in µs; candidates are those of all tokens in a row, the same number for each.
-        """
-        check_fork()
-        cdef Outcome o = self.shared.get().outcome()
-        return (<int> o.finish, <int> o.fault, o.message.decode("utf-8", "replace"), o.stop, tuple(o.tokens),
-                tuple(o.logprobs), candidates(o.top.data(), o.top.size()), o.text.decode("utf-8", "replace"), o.cached_tokens, o.called_us, o.admitted_us, o.first_us, o.last_us,
-                o.ended_us)
-
-    def take_logits(self):
-        """Rows of n_vocab float32, as bytes; once."""
-        check_fork()
-        cdef vector[float] rows = self.shared.get().take_logits()
-        return PyByteArray_FromStringAndSize(<char *> rows.data(), rows.size() * sizeof(float))
-
-    @property
-    def ended(self):
-        return self.shared.get().ended()
-
-    @property
-    def ready(self):
-        check_fork()
-        return self.shared.get().ready()
-
-    @property
-    def buffered(self):
-        return self.shared.get().buffered()
-
-    @property
-    def paused(self):
-        return self.shared.get().paused()
-
-    @property
-    def generated(self):
-        return self.shared.get().generated()
-
-    @property
-    def rate(self):
-        check_fork()
-        return self.shared.get().rate()
-
-
-def clock_us():
-    """The clock of outcome()'s times."""
-    return now_us()
-
-
 # ---------------------------------------------------------------------------------------------------------- the text
 
 @cython.final
@@ -593,5 +490,6 @@ cdef class Text:
         return out.decode("utf-8"), stop
 
 
+include "_core_stream.pxi"
 include "_core_chat.pxi"
 include "_core_vectors.pxi"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from functools import lru_cache
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, TypeVar
 
 from . import _checks, _core, _exit, _log
 from ._model import Model, checked_tokens
@@ -19,7 +19,7 @@ from .config import SamplerParams, StreamConfig
 from .errors import ClosedError, ContextError, GenerationError, MullamaError, SamplingError, StreamingError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ._sync import Context
 
@@ -88,7 +88,6 @@ class Generation:
             _exit.park()
             raise
         self._completion: Completion | None = None
-        self._finish = 0
 
     @property
     def generation(self) -> Generation:
@@ -101,15 +100,16 @@ class Generation:
             EndOfGeneration: There will be none.
             StreamingError, GenerationError, …: Nor will there, because it failed; after all tokens that came before.
         """
-        taken = self.core.pop()
-        if taken is None:
+        token = self.core.pop()
+        if token is None:
             if not self.core.ended:
                 return None
-            taken = self.core.pop()  # what came between the two looks
-            if taken is None:
+            token = self.core.pop()  # what came between the two looks
+            if token is None:
                 raise self._ending()
-        text, token_id, self._finish, logprob, top = taken
-        return TokenData(text, token_id, self._finish != 0, logprob, self._named(top) if top else ())
+        if self._n_top:
+            token.top_logprobs = self._named(self.core.candidates)
+        return token
 
     def _named(self, candidates: tuple[tuple[int, float], ...]) -> tuple[TokenLogprob, ...]:
         token_bytes = self._context.model.token_bytes
@@ -122,7 +122,7 @@ class Generation:
 
     def reason(self) -> FinishReason | None:
         """Why it ends, for who holds its last token; None before that."""
-        return _FINISH.get(self._finish)
+        return _FINISH.get(self.core.finish)
 
     def completion(self) -> Completion:
         if self._completion is not None:
@@ -204,9 +204,8 @@ class GenerationFace(Generic[T]):
     """What every stream of a generation offers besides its items."""
 
     def __init__(self, source: Source[T]) -> None:
-        self._source = source
         self._generation = source.generation
-        self._closed = False
+        self._take: Callable[[], T | None] = source.take
 
     def config(self) -> StreamConfig:
         """The configuration it was started with."""
@@ -254,16 +253,14 @@ class GenerationFace(Generic[T]):
         """
         return self._generation.completion()
 
-    def _take(self) -> T | None:
-        if self._closed:
-            raise ClosedError(
-                "the stream was closed", hint="Start another; what this one generated is in completion()."
-            )
-        return self._source.take()
-
     def _close(self) -> None:
-        self._closed = True
+        self._take = _closed
         self._generation.core.cancel()
+
+
+def _closed() -> NoReturn:
+    """What is taken from a stream that was closed."""
+    raise ClosedError("the stream was closed", hint="Start another; what this one generated is in completion().")
 
 
 def _prompt_tokens(context: Context, prompt: str | Sequence[int]) -> list[int]:

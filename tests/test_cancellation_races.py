@@ -292,9 +292,10 @@ class Rung:
         self.ready = self.armed = False
         self.n_armed = 0
 
-    def arm(self, bell: Doorbell) -> None:
-        self.bell, self.armed = bell, True
+    def arm(self, bell: Doorbell) -> bool:
+        self.bell, self.armed = bell, not self.ready
         self.n_armed += 1
+        return self.ready
 
     def notify(self) -> None:
         if self.armed:

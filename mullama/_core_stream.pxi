@@ -1,0 +1,111 @@
+# The reader's side of one generation, and the clock of its times; included by _core.pyx.
+
+@cython.final
+cdef class Stream:
+    """One generation, read by one reader at a time. Dropping it cancels it."""
+
+    def __dealloc__(self):
+        if self.shared.get() == NULL:
+            return
+        if forked:
+            new shared_ptr[CStream](self.shared)  # leaked, as the model
+        elif not self.shared.get().ended():
+            self.shared.get().cancel()
+
+    def pop(self):
+        """The oldest record, None where there is none; its candidates as (token, logprob) are in `candidates`."""
+        check_fork()
+        cdef CStream * stream = self.shared.get()
+        cdef const Record * record = stream.front()
+        if record == NULL:
+            return None
+        cdef object token = new_str(<PyTypeObject *> TokenData, (PyUnicode_DecodeUTF8(record.text(), record.n_bytes, NULL),), NULL)
+        token.token_id = record.token
+        token.is_final = record.finish != 0
+        token.logprob = record.logprob
+        token.top_logprobs = ()
+        if record.n_top:
+            self.candidates = candidates(record.top(), record.n_top)
+        self.finish = record.finish
+        stream.pop()
+        return token
+
+    def arm(self, Doorbell bell not None):
+        """Have the bell rung at the next record or at the end; returns whether there is one now, so that none is waited for."""
+        check_fork()
+        if self.shared.get().ready():
+            return True
+        self.shared.get().arm(bell.shared)
+        return self.shared.get().ready()
+
+    def disarm(self):
+        self.shared.get().disarm()
+
+    def wait(self, Doorbell bell not None):
+        """Block until the bell rings, letting the GIL go. Signal handlers run meanwhile, and may raise out of here."""
+        check_fork()
+        cdef pollfd entry
+        entry.fd = bell.shared.get().fd()
+        entry.events = POLLIN
+        cdef int n
+        while True:
+            with nogil:
+                n = poll(&entry, 1, 200)  # bounded, because a signal may interrupt another thread instead of this one
+            if n > 0 or self.shared.get().ready():  # whoever closes the stream in another thread may take the ring
+                break
+            PyErr_CheckSignals()
+        bell.shared.get().answer()
+        if self.shared.get().ended():
+            bell.shared.get().ring()  # for good: whoever else waits here, to read or to close, is told of the end too
+
+    def cancel(self):
+        check_fork()
+        return self.shared.get().cancel()
+
+    def outcome(self):
+        """(finish, fault, message, stop, tokens, logprobs, candidates, text, cached, called, admitted, first, last, ended).
+
+        Times in µs; candidates are those of all tokens in a row, the same number for each.
+        """
+        check_fork()
+        cdef Outcome o = self.shared.get().outcome()
+        return (<int> o.finish, <int> o.fault, o.message.decode("utf-8", "replace"), o.stop, tuple(o.tokens),
+                tuple(o.logprobs), candidates(o.top.data(), o.top.size()), o.text.decode("utf-8", "replace"), o.cached_tokens, o.called_us, o.admitted_us, o.first_us, o.last_us,
+                o.ended_us)
+
+    def take_logits(self):
+        """Rows of n_vocab float32, as bytes; once."""
+        check_fork()
+        cdef vector[float] rows = self.shared.get().take_logits()
+        return PyByteArray_FromStringAndSize(<char *> rows.data(), rows.size() * sizeof(float))
+
+    @property
+    def ended(self):
+        return self.shared.get().ended()
+
+    @property
+    def ready(self):
+        check_fork()
+        return self.shared.get().ready()
+
+    @property
+    def buffered(self):
+        return self.shared.get().buffered()
+
+    @property
+    def paused(self):
+        return self.shared.get().paused()
+
+    @property
+    def generated(self):
+        return self.shared.get().generated()
+
+    @property
+    def rate(self):
+        check_fork()
+        return self.shared.get().rate()
+
+
+def clock_us():
+    """The clock of outcome()'s times."""
+    return now_us()
