@@ -72,7 +72,7 @@ def llama_cpp_python(settings: Settings) -> Figures:
     import asyncio
     import threading
 
-    from llama_cpp import Llama
+    from llama_cpp import Llama, StoppingCriteriaList
 
     threads = settings["threads"]
     llama = Llama(
@@ -84,10 +84,14 @@ def llama_cpp_python(settings: Settings) -> Figures:
         verbose=False,
     )
     stop = threading.Event()
+    # Weights at random write bytes that are no text, and it yields nothing until they are: to break out of it is not enough.
+    stopping = StoppingCriteriaList([lambda *_: stop.is_set()])
 
     def read() -> None:
         while not stop.is_set():  # as long as it takes: a stream may end by itself
-            stream = llama.create_completion(prompt(16), max_tokens=1900, stream=True, repeat_penalty=1.0, **SAMPLING)
+            stream = llama.create_completion(
+                prompt(16), max_tokens=1900, stream=True, repeat_penalty=1.0, stopping_criteria=stopping, **SAMPLING
+            )
             for _ in stream:
                 if stop.is_set():
                     break

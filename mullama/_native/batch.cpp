@@ -1,5 +1,6 @@
 // One batch of the engine: what goes in, computing it, and what the memory holds afterwards; see engine.hpp.
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -18,15 +19,16 @@ void Engine::put(Slot & slot, llama_token token, bool output) {
     if (output) slot.i_output = i;
 }
 
-// One token for each sequence that decodes and has room in its ring; what is left of the batch for prompts, the oldest
-// first. In order of the sequences, because llama.cpp puts only neighbouring ones into a ubatch (split_equal). Streams with
-// different LoRA adapters share no batch: whoever's were worn longest ago decides which ones are worn next.
+// One token for each sequence that decodes and has room in its ring; or a part of the prompts that wait, the oldest first. The
+// two take turns. In one batch llama.cpp would compute them one after the other all the same, the first tokens of the prompts
+// with those that decode, whose attention then goes over as many cells as the prompts have. In order of the sequences, because
+// llama.cpp puts only neighbouring ones into a ubatch (split_equal). Streams with different LoRA adapters share no batch:
+// whoever's were worn longest ago decides which ones are worn next.
 void Engine::fill() {
     batch_.n_tokens = n_prompt_ = counts_.paused = 0;
     batch_deadline_us_ = 0;
     const int64_t now = now_us();
-    int32_t n_decoding = 0;
-    std::vector<Slot *> ready, prompts;
+    std::vector<Slot *> ready, prompts, decoding;
     std::vector<int32_t> share(slots_->all().size(), 0);
     for (auto & slot : slots_->all()) {
         slot.n_batched = 0;
@@ -46,15 +48,15 @@ void Engine::fill() {
     for (Slot * slot : ready) {
         if (slot->loras != worn_) continue;
         slot->served = uint64_t(counts_.steps) + 1;  // if only by its place in the queue for the rest of the batch
-        if (slot->decoding()) {
-            share[size_t(slot->seq)] = 1;
-            ++n_decoding;
-        } else {
-            prompts.push_back(slot);
-        }
+        (slot->decoding() ? decoding : prompts).push_back(slot);
     }
+    if (!decoding.empty() && !prompts.empty()) {
+        prompts_turn_ = !prompts_turn_;
+        (prompts_turn_ ? decoding : prompts).clear();
+    }
+    for (Slot * slot : decoding) share[size_t(slot->seq)] = 1;
     std::sort(prompts.begin(), prompts.end(), [](Slot * a, Slot * b) { return a->admitted < b->admitted; });
-    const int32_t budget = std::min(n_batch_ - n_decoding, prompt_budget(any_decodes));
+    const int32_t budget = prompt_budget(any_decodes);
     for (Slot * slot : prompts) {
         const auto n = int32_t(std::min<size_t>(slot->n_left(), size_t(budget - n_prompt_)));
         share[size_t(slot->seq)] = n;
@@ -94,12 +96,15 @@ void Engine::wear(const Loras & loras) {
     changed_ = true;
 }
 
-// How many prompt tokens go into a step. While others decode, what they wait for it is at most a few times what they wait
-// for each other, on whatever machine: it is measured as it goes.
+// How many prompt tokens go into a step. While others decode, what they wait for it is at least a few times what they wait for
+// each other (it is measured as it goes), so that the prompt is hardly later for their sake; and not many more: they stream.
+// Whole blocks, since ggml's attention computes 64 rows together and needs nearly twice as long for each of a few less.
 int32_t Engine::prompt_budget(bool others_decode) const {
     if (!others_decode) return n_batch_;
-    if (us_per_prompt_token_ <= 0 || us_per_decode_ <= 0) return std::min(n_batch_, 128);
-    return int32_t(std::clamp(6.0 * us_per_decode_ / us_per_prompt_token_, std::min(16.0, double(n_batch_)), double(n_batch_)));
+    constexpr double block = 64;
+    const bool known = us_per_prompt_token_ > 0 && us_per_decode_ > 0;
+    const double worth = known ? 6.0 * us_per_decode_ / us_per_prompt_token_ : block;
+    return int32_t(std::min(block * std::ceil(worth / block), double(n_batch_)));
 }
 
 bool Engine::decode() {
@@ -134,8 +139,7 @@ bool Engine::decode() {
     } else if (n_prompt_ == 0) {
         blend(us_per_decode_, took);
     } else if (n_prompt_ >= 16) {
-        const double own = n_prompt_ < batch_.n_tokens ? std::max(took - us_per_decode_, took / 4) : took;
-        blend(us_per_prompt_token_, own / n_prompt_);
+        blend(us_per_prompt_token_, took / n_prompt_);
     }
     return true;
 }
@@ -163,18 +167,21 @@ void Engine::read_back(bool aborted) {
 
 // An abort throws away the whole ubatch. That is worth it for a prompt, whose chunk may take long, and where no one else
 // is in the batch; a neighbour's part is computed again. What cannot be rolled back is not aborted while it is needed.
+// Whoever is dead need not wait for the end of the step to be told: its slot is free as soon as another can use it.
 bool Engine::should_abort() {
     if (stopping_.load(std::memory_order_relaxed)) return true;
     const bool late = batch_deadline_us_ > 0 && ++n_polls_ % 16 == 0 && now_us() >= batch_deadline_us_;
     if (!late && !attention_.load(std::memory_order_relaxed)) return false;
     const int64_t now = now_us();
     bool all = true, prompt = false;
-    for (const auto & slot : slots_->all()) {
+    for (auto & slot : slots_->all()) {
         if (slot.n_batched == 0) continue;
-        if (slot.stream->dead(now) == Finish::running) {
+        const Finish how = slot.stream->dead(now);
+        if (how == Finish::running) {
             all = false;
-        } else if (slot.n_batched > 1) {
-            prompt = true;
+        } else {
+            leave(slot, how);
+            prompt = prompt || slot.n_batched > 1;
         }
     }
     return all || (prompt && slots_->can_roll_back());

@@ -19,7 +19,7 @@ void Engine::choose() {
     };
     std::vector<Turn> together, alone;
     for (auto & slot : slots_->all()) {
-        if (slot.i_output < 0) continue;
+        if (slot.i_output < 0 || slot.left) continue;
         if (slot.stream->request().n_logits > 0) {
             emit_logits(slot);
             continue;

@@ -216,8 +216,21 @@ void Engine::admit() {
 void Engine::finish(Slot & slot, Finish finish, Fault fault, const std::string & message, int stop) {
     std::string rest;
     if (slot.text) slot.text->finish(rest);
-    endings_.push_back({std::move(slot.stream), finish, fault, message, stop, rest});
+    if (!slot.left) endings_.push_back({std::move(slot.stream), finish, fault, message, stop, rest});
     slots_->release(slot);
+}
+
+void Engine::leave(Slot & slot, Finish finish) {
+    if (slot.left) return;
+    slot.left = true;
+    try {
+        std::string rest;
+        if (slot.text) slot.text->finish(rest);
+        publish();
+        slot.stream->end(finish, Fault::none, "", -1, rest);
+    } catch (const std::exception &) {  // no memory: nothing may leave this step but by its end
+        slot.left = false;
+    }
 }
 
 // What went wrong outside of one sequence ends those in the batch; if that was empty, everyone, lest it go wrong for ever.
@@ -247,7 +260,7 @@ void Engine::close_all() {
 
 void Engine::publish() {
     counts_.busy = 0;
-    for (const auto & slot : slots_->all()) counts_.busy += !slot.free();
+    for (const auto & slot : slots_->all()) counts_.busy += !slot.free() && !slot.left;
     counts_.cached_cells = slots_->n_cached();
     std::lock_guard<std::mutex> lock(mutex_);
     const auto is_stream = [](const Command & command) { return command.stream != nullptr; };

@@ -93,6 +93,7 @@ class Engine {
     void post(Command command);
     void do_now(std::function<void()> job);  // post it, and wait until it is done; throws what it throws
     void finish(Slot & slot, Finish finish, Fault fault = Fault::none, const std::string & message = "", int stop = -1);
+    void leave(Slot & slot, Finish finish);  // in the midst of a step: tell its stream now, for whom nothing can come any more
     void fail(const std::string & message);
     void close_all();
     void publish();      // the counters
@@ -134,6 +135,7 @@ class Engine {
     std::vector<std::shared_ptr<Stream>> touched_;  // whose readers are told of a record at the end of the step
     std::vector<Ending> endings_;
     int32_t n_prompt_ = 0;                          // prompt tokens in the batch
+    bool prompts_turn_ = false;                     // of prompts and those that decode, where both wait
     int64_t batch_deadline_us_ = 0;                 // the earliest deadline in the batch
     uint32_t n_polls_ = 0;
     double us_per_prompt_token_ = 0, us_per_decode_ = 0, us_per_change_ = 0;

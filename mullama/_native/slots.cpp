@@ -130,6 +130,7 @@ void Slots::release(Slot & slot) {
     slot.n_generated = slot.not_before_us = slot.n_reserved = 0;
     slot.n_batched = 0;
     slot.i_output = -1;
+    slot.left = false;
     slot.released = ++clock_;
     if (slot.forget || !reuse_) trim(slot, 0);
     if (slot.n_past == 0) slot.loras.clear();  // an adapter is not kept for nothing

@@ -33,6 +33,7 @@ struct Slot {
     // in the batch of this step
     int32_t n_batched = 0;              // its tokens
     int32_t i_output = -1;              // batch index whose logits it waits for
+    bool left = false;                  // its stream has ended meanwhile, and was told
 
     bool free() const { return stream == nullptr; }
     size_t n_left() const { return tokens.size() - n_past; }
