@@ -296,3 +296,23 @@ async def test_open_stream_and_stream_into(model: Model) -> None:
         with fail_after(LIMIT):
             assert (await context.stream_into(send, PROMPT, config())).finish_reason == "cancelled"
         assert context.statistics().busy <= 2
+
+
+async def test_a_cancelled_stream_need_not_wait_for_the_end_of_a_step(model: Model) -> None:
+    """Others go on in it; some are told before it is over (and all, on an idle machine)."""
+    told_within = 0
+    async with serving(model, n_ctx=1024, n_seq_max=8, n_threads=1) as context:
+        others = [context.generate_stream(PROMPT, config(1000, buffer_size=1000)) for _ in range(7)]
+        for _ in range(100):
+            stream = await decoding(context)
+            with fail_after(LIMIT):
+                before = context.statistics().steps
+                stream.cancel()
+                await stream.aclose()
+                told_within += context.statistics().steps == before
+                assert context.statistics().busy <= len(others)
+            if told_within == 3:
+                break
+        for other in others:
+            await other.aclose()
+    assert told_within == 3
