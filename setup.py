@@ -49,6 +49,7 @@ class BuildExt(build_ext):
         mode = build_llama.Mode.from_environment()
         llama = build_llama.build(mode)
         compile_flags, link_flags = self.flags(mode, llama)
+        compile_flags.append(f'-DMULLAMA_VERSION="{self.distribution.get_version()}"')
         command = self.compiler.compiler_so + getattr(self.compiler, "compiler_so_cxx", [])
         key = build_llama.digest(sys.version, command, compile_flags, llama.key)
         objects = ROOT / "build" / "ext" / f"{sys.implementation.cache_tag}-{key}"

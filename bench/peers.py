@@ -12,10 +12,13 @@ one process:
 - xllamacpp computes them in one batch; eight threads call it, and each has its callback.
 - cyllama computes them in one batch (`BatchGenerator`), and gives the answers when all are done. It has no option for
   threads and takes four; its contexts are told the number that the others have.
+
+A process gives the median of three runs, after a warm-up.
 """
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +27,7 @@ from environments import interpreter
 from turns import SAMPLING, CannotRun, Case, Figures, Question, Row, Settings, Side, endless, main
 
 TOKENS, N_CTX, N_BATCH, N_UBATCH = 128, 512, 2048, 512
-WARM_UP = 16
+WARM_UP, TIMES = 16, 3
 
 
 def prompts(count: int) -> list[str]:
@@ -37,16 +40,20 @@ def prompts(count: int) -> list[str]:
 def one_or_all(settings: Settings, run: Callable[[list[str], int], list[list[float]]]) -> Figures:
     """The figure that is asked for; `run` generates so many tokens for each prompt, and returns when these came."""
     count = settings["streams"]
+
+    def rate() -> float:
+        began = time.perf_counter()
+        seen = run(prompts(count), TOKENS)
+        took = time.perf_counter() - began
+        if count > 1:
+            return count * TOKENS / took
+        (times,) = seen
+        if len(times) < TOKENS // 2:
+            raise CannotRun(f"it gave {len(times)} pieces of text for {TOKENS} tokens")
+        return (TOKENS - 1) / (times[-1] - times[0])
+
     run(prompts(count), WARM_UP)
-    began = time.perf_counter()
-    seen = run(prompts(count), TOKENS)
-    took = time.perf_counter() - began
-    if count > 1:
-        return {"rate": count * TOKENS / took}
-    (times,) = seen
-    if len(times) < TOKENS // 2:
-        raise CannotRun(f"it gave {len(times)} pieces of text for {TOKENS} tokens")
-    return {"rate": (TOKENS - 1) / (times[-1] - times[0])}
+    return {"rate": statistics.median(rate() for _ in range(TIMES))}
 
 
 def mullama(settings: Settings) -> Figures:

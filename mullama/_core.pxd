@@ -42,6 +42,10 @@ cdef extern from "llama.h" nogil:
     const char * llama_print_system_info()
 
 
+cdef extern from *:
+    const char * MULLAMA_VERSION  # setup.py's flag
+
+
 cdef extern from "build-info.h" nogil:
     int llama_build_number()
     const char * llama_commit()

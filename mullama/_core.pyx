@@ -74,6 +74,11 @@ cdef int check_fork() except -1:
     return 0
 
 
+def version():
+    """The version of mullama that this was compiled for."""
+    return MULLAMA_VERSION.decode("ascii")
+
+
 def llama_cpp_build():
     """Build number and commit of the llama.cpp that is linked in."""
     return llama_build_number(), llama_commit().decode("ascii", "replace")

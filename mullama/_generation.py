@@ -7,7 +7,7 @@ the same under threads, asyncio and trio. Nothing here blocks, awaits or imports
 from __future__ import annotations
 
 import dataclasses
-import secrets
+import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, TypeVar
 
@@ -173,7 +173,7 @@ def many(context: Context, prompt: str | Sequence[int], n: int, config: StreamCo
     """n generations of one prompt, each with a seed of its own and a buffer for all of its tokens where that is bounded."""
     count = _checks.integer(1, 65536)("n", n)
     params = config.sampler()
-    first = secrets.randbelow(2**32 - 1) if params.seed is None else params.seed
+    first = _random_seed() if params.seed is None else params.seed
     size = min(65536, config.max_tokens or context.n_ctx)
     plain = {"temperature": 0.8, "top_k": 40, "top_p": 0.95} if config.params is None else {}
     return [
@@ -291,11 +291,15 @@ def _too_long(n_tokens: str, context: Context) -> ContextError:
     )
 
 
+def _random_seed() -> int:
+    return int.from_bytes(os.urandom(8), "little") % (2**32 - 1)  # without llama.cpp's own word for a random one
+
+
 def _sampling(model: Model, config: StreamConfig, chat: _core.Chat | None) -> dict[str, object]:
     params = config.sampler()
     values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     if params.seed is None:
-        values["seed"] = secrets.randbelow(2**32 - 1)
+        values["seed"] = _random_seed()
     biases = params.logit_bias or {}
     for token in biases:
         if token >= model.n_vocab:

@@ -9,9 +9,7 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -89,10 +87,10 @@ def _replacing(file: Path) -> Iterator[BinaryIO]:
 
     On Linux it has no name before that: not even a process that is killed leaves anything behind.
     """
-    handle, beside = _nameless(file.parent), str(file.parent / f".mullama-{secrets.token_hex(8)}")
+    handle, beside = _nameless(file.parent), str(file.parent / f".mullama-{os.urandom(8).hex()}")
     named = handle is None
     if handle is None:
-        handle, beside = tempfile.mkstemp(prefix=".mullama-", dir=file.parent)
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
         with os.fdopen(handle, "wb") as out:
             yield out
