@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from anyio import Event, wait_readable
-from anyio.lowlevel import checkpoint, current_token
+from anyio.lowlevel import checkpoint
 
 from . import _core
 
@@ -48,9 +48,9 @@ class _CalledBack(_Bell):
         if stream.arm(self._doorbell):
             await checkpoint()
             return
-        loop = sys.modules["asyncio"].get_running_loop()
+        loop = _running_loop()
         while True:
-            woken = loop.create_future()
+            woken: Future[None] = loop.create_future()
             self._waiting[woken] = stream
             try:
                 await woken
@@ -121,24 +121,23 @@ _bells: WeakKeyDictionary[object, _Bell] = WeakKeyDictionary()  # by what a loop
 
 
 def _bell() -> _Bell:
-    trio, asyncio = sys.modules.get("trio"), sys.modules.get("asyncio")
-    loop: Any
-    if trio is not None and trio.lowlevel.in_trio_task():
-        loop, asyncio = trio.lowlevel.current_trio_token(), None
-    elif asyncio is not None:
-        loop = asyncio.get_running_loop()
-    else:
-        loop = current_token().native_token
-    try:
-        return _bells[loop]
-    except KeyError:
-        pass
-    try:
-        bell: _Bell = _CalledBack(loop) if asyncio is not None else _Watched()
-    except NotImplementedError:  # Windows' Proactor, for which anyio has a thread that watches
-        bell = _Watched()
-    _bells[loop] = bell
+    trio = sys.modules.get("trio")
+    run = trio.lowlevel.current_trio_token() if trio is not None and trio.lowlevel.in_trio_task() else None
+    loop = run or _running_loop()
+    bell = _bells.get(loop)
+    if bell is None:
+        try:
+            bell = _Watched() if loop is run else _CalledBack(loop)
+        except NotImplementedError:  # Windows' Proactor, for which anyio has a thread that watches
+            bell = _Watched()
+        _bells[loop] = bell
     return bell
+
+
+def _running_loop() -> AbstractEventLoop:
+    import asyncio  # not before it is there: who uses trio need not wait for it
+
+    return asyncio.get_running_loop()
 
 
 def wait_until_ready(stream: _core.Stream) -> Coroutine[Any, Any, None]:

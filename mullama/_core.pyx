@@ -308,7 +308,8 @@ cdef class Doorbell:
         return self.shared.get().fd()
 
     def answer(self):
-        self.shared.get().answer()
+        if not forked:  # else it is the parent's, who would miss the ring
+            self.shared.get().answer()
 
 
 @cython.final

@@ -87,6 +87,7 @@ class Generation:
         except ClosedError:  # in another thread, just now
             _exit.park()
             raise
+        self._pop = self.core.pop
         self._completion: Completion | None = None
 
     @property
@@ -100,11 +101,11 @@ class Generation:
             EndOfGeneration: There will be none.
             StreamingError, GenerationError, …: Nor will there, because it failed; after all tokens that came before.
         """
-        token = self.core.pop()
+        token = self._pop()
         if token is None:
             if not self.core.ended:
                 return None
-            token = self.core.pop()  # what came between the two looks
+            token = self._pop()  # what came between the two looks
             if token is None:
                 raise self._ending()
         if self._n_top:
@@ -117,7 +118,7 @@ class Generation:
 
     def discard(self) -> None:
         """Throw away what lies ready."""
-        while self.core.pop() is not None:
+        while self._pop() is not None:
             pass
 
     def reason(self) -> FinishReason | None:

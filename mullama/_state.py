@@ -113,7 +113,7 @@ def _nameless(folder: Path) -> int | None:
         return None
     try:
         handle = os.open(folder, flag | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    except OSError:  # not every file system can do that; if it is something else, mkstemp says so
+    except OSError:  # not every file system can do that; if it is something else, the other way says so
         return None
     if Path(_by_number(handle)).exists():
         return handle

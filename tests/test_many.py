@@ -271,3 +271,18 @@ def test_a_pool_without_room_for_all(model: Model) -> None:
         completions = context.generate_many(prompt_of(model, 300), 9, 100, HOT)
         assert [len(c.tokens) for c in completions] == [100] * 9
         assert_idle(context)
+
+
+def test_a_long_prompt_and_streams_take_turns(model: Model) -> None:
+    """Those that decode get a token for each piece of the prompt."""
+    with Context(model, n_ctx=2048, n_seq_max=4, n_batch=64, n_ubatch=64, n_threads=1) as context:
+        running = [context.generate_stream("Once", config=wanted(1000, buffer_size=1000)) for _ in range(3)]
+        for stream in running:
+            next(stream)
+        before = [stream.tokens_generated() for stream in running]
+        long = context.generate_stream(prompt_of(model, LONG), config=wanted(1))
+        next(long)
+        during = [stream.tokens_generated() - n for stream, n in zip(running, before, strict=True)]
+        assert min(during) >= LONG // 64 - 1
+        for stream in (*running, long):
+            stream.close()

@@ -19,44 +19,52 @@ void Engine::put(Slot & slot, llama_token token, bool output) {
     if (output) slot.i_output = i;
 }
 
+namespace {
+
+bool served_before(const Slot * a, const Slot * b) { return a->served < b->served; }
+
+// The step in which the one of them had its turn that waits longest.
+uint64_t longest(const std::vector<Slot *> & slots) {
+    return (*std::min_element(slots.begin(), slots.end(), served_before))->served;
+}
+
+}  // namespace
+
 // One token for each sequence that decodes and has room in its ring; or a part of the prompts that wait, the oldest first. The
 // two take turns. In one batch llama.cpp would compute them one after the other all the same, the first tokens of the prompts
 // with those that decode, whose attention then goes over as many cells as the prompts have. In order of the sequences, because
 // llama.cpp puts only neighbouring ones into a ubatch (split_equal). Streams with different LoRA adapters share no batch:
 // whoever's were worn longest ago decides which ones are worn next.
 void Engine::fill() {
-    batch_.n_tokens = n_prompt_ = counts_.paused = 0;
-    batch_deadline_us_ = 0;
+    batch_.n_tokens = n_prompt_ = 0;
+    step_deadline_us_ = 0;
     const int64_t now = now_us();
     std::vector<Slot *> ready, prompts, decoding;
     std::vector<int32_t> share(slots_->all().size(), 0);
     for (auto & slot : slots_->all()) {
         slot.n_batched = 0;
         slot.i_output = -1;
-        if (slot.free() || now < slot.not_before_us) continue;
-        if (slot.n_generated > 0 && slot.stream->full()) {
-            ++counts_.paused;
-        } else {
-            ready.push_back(&slot);
-        }
+        if (slot.free()) continue;
+        const int64_t deadline = slot.stream->deadline_us();
+        if (deadline > 0 && (step_deadline_us_ == 0 || deadline < step_deadline_us_)) step_deadline_us_ = deadline;
+        if (now >= slot.not_before_us && !(slot.n_generated > 0 && slot.stream->full())) ready.push_back(&slot);
     }
     if (ready.empty()) return;
     if (!keeps_on(ready, now)) {
-        wear((*std::min_element(ready.begin(), ready.end(), [](Slot * a, Slot * b) { return a->served < b->served; }))->loras);
+        wear((*std::min_element(ready.begin(), ready.end(), served_before))->loras);
     }
     const bool any_decodes = std::any_of(ready.begin(), ready.end(), [](Slot * slot) { return slot->decoding(); });
     for (Slot * slot : ready) {
         if (slot->loras != worn_) continue;
-        slot->served = uint64_t(counts_.steps) + 1;  // if only by its place in the queue for the rest of the batch
         (slot->decoding() ? decoding : prompts).push_back(slot);
     }
-    if (!decoding.empty() && !prompts.empty()) {
-        prompts_turn_ = !prompts_turn_;
-        (prompts_turn_ ? decoding : prompts).clear();
-    }
+    if (!decoding.empty() && !prompts.empty()) (longest(prompts) <= longest(decoding) ? decoding : prompts).clear();
     for (Slot * slot : decoding) share[size_t(slot->seq)] = 1;
     std::sort(prompts.begin(), prompts.end(), [](Slot * a, Slot * b) { return a->admitted < b->admitted; });
     const int32_t budget = prompt_budget(any_decodes);
+    for (const auto * turn : {&decoding, &prompts}) {  // if only by a place in the queue for the rest of the batch
+        for (Slot * slot : *turn) slot->served = uint64_t(counts_.steps) + 1;
+    }
     for (Slot * slot : prompts) {
         const auto n = int32_t(std::min<size_t>(slot->n_left(), size_t(budget - n_prompt_)));
         share[size_t(slot->seq)] = n;
@@ -71,8 +79,6 @@ void Engine::fill() {
             const size_t at = slot.n_past + size_t(i);
             put(slot, slot.tokens[at], at >= first_output);
         }
-        const int64_t deadline = slot.stream->deadline_us();
-        if (deadline > 0 && (batch_deadline_us_ == 0 || deadline < batch_deadline_us_)) batch_deadline_us_ = deadline;
     }
 }
 
@@ -98,13 +104,15 @@ void Engine::wear(const Loras & loras) {
 
 // How many prompt tokens go into a step. While others decode, what they wait for it is at least a few times what they wait for
 // each other (it is measured as it goes), so that the prompt is hardly later for their sake; and not many more: they stream.
-// Whole blocks, since ggml's attention computes 64 rows together and needs nearly twice as long for each of a few less.
+// Whole blocks, since ggml's attention computes 64 rows together and needs nearly twice as long for each of a few less; but
+// not where a block is much to wait for, and takes a quarter of a second.
 int32_t Engine::prompt_budget(bool others_decode) const {
     if (!others_decode) return n_batch_;
-    constexpr double block = 64;
+    constexpr double block = 64, us_at_once = 250e3;
     const bool known = us_per_prompt_token_ > 0 && us_per_decode_ > 0;
     const double worth = known ? 6.0 * us_per_decode_ / us_per_prompt_token_ : block;
-    return int32_t(std::min(block * std::ceil(worth / block), double(n_batch_)));
+    const bool blocks = worth >= block / 2 || block * us_per_prompt_token_ <= us_at_once;
+    return int32_t(std::min(blocks ? block * std::ceil(worth / block) : std::max(worth, 16.0), double(n_batch_)));
 }
 
 bool Engine::decode() {
@@ -170,18 +178,18 @@ void Engine::read_back(bool aborted) {
 // Whoever is dead need not wait for the end of the step to be told: its slot is free as soon as another can use it.
 bool Engine::should_abort() {
     if (stopping_.load(std::memory_order_relaxed)) return true;
-    const bool late = batch_deadline_us_ > 0 && ++n_polls_ % 16 == 0 && now_us() >= batch_deadline_us_;
+    const bool late = step_deadline_us_ > 0 && ++n_polls_ % 16 == 0 && now_us() >= step_deadline_us_;
     if (!late && !attention_.load(std::memory_order_relaxed)) return false;
     const int64_t now = now_us();
     bool all = true, prompt = false;
     for (auto & slot : slots_->all()) {
-        if (slot.n_batched == 0) continue;
+        if (slot.free()) continue;
         const Finish how = slot.stream->dead(now);
-        if (how == Finish::running) {
-            all = false;
-        } else {
+        if (how != Finish::running) {
             leave(slot, how);
             prompt = prompt || slot.n_batched > 1;
+        } else if (slot.n_batched > 0) {
+            all = false;
         }
     }
     return all || (prompt && slots_->can_roll_back());

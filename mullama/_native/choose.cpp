@@ -39,7 +39,7 @@ void Engine::choose() {
             turn.failure = e.what();
         }
     };
-    workers_->share(together.size(), [&](size_t i) { take(together[i]); });
+    workers_->share(together.size(), n_threads_, [&](size_t i) { take(together[i]); });
     for (auto & turn : alone) take(turn);
     for (auto * turns : {&together, &alone}) {
         for (auto & turn : *turns) {
@@ -78,7 +78,7 @@ void Engine::emit(Slot & slot, const Choice & choice) {
             stop = slot.text->finish(text);
             if (stop >= 0) how = Finish::stop;
         }
-        if (!stream.append(choice, text, how)) {
+        if (!stream.append(choice, text, how, stop)) {
             how = Finish::cancelled;
             stop = -1;
             slot.text = std::move(before);  // as if the token had not been, which no one will see

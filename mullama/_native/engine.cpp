@@ -152,6 +152,9 @@ bool Engine::step() {
     fill();
     if (batch_.n_tokens == 0) return false;
     if (decode()) choose();
+    for (auto & slot : slots_->all()) {
+        if (slot.left) finish(slot, Finish::cancelled);
+    }
     return true;
 }
 
@@ -201,6 +204,7 @@ void Engine::admit() {
         Slot * slot = slots_->admit(request);
         if (slot == nullptr) return;
         slot->stream = std::move(*it);
+        slot->served = uint64_t(counts_.steps);
         it = queue_.erase(it);
         slot->stream->admitted(int64_t(slot->n_past));
         if (request.n_logits > 0) continue;
@@ -254,13 +258,16 @@ void Engine::close_all() {
     }
     for (auto & stream : queue_) endings_.push_back({stream, Finish::error, Fault::closed, Closed().what(), -1, ""});
     queue_.clear();
-    counts_.paused = 0;
     tell();
 }
 
 void Engine::publish() {
-    counts_.busy = 0;
-    for (const auto & slot : slots_->all()) counts_.busy += !slot.free() && !slot.left;
+    counts_.busy = counts_.paused = 0;
+    for (const auto & slot : slots_->all()) {
+        if (slot.free() || slot.left) continue;
+        ++counts_.busy;
+        counts_.paused += slot.stream->paused();
+    }
     counts_.cached_cells = slots_->n_cached();
     std::lock_guard<std::mutex> lock(mutex_);
     const auto is_stream = [](const Command & command) { return command.stream != nullptr; };

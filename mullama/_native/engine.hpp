@@ -75,7 +75,7 @@ class Engine {
         std::function<void()> job;
     };
 
-    // An ending waits here until the step is over and the slot shows as free.
+    // An ending waits here until the step is over and the slot shows as free; but see leave().
     struct Ending {
         std::shared_ptr<Stream> stream;
         Finish finish;
@@ -93,7 +93,8 @@ class Engine {
     void post(Command command);
     void do_now(std::function<void()> job);  // post it, and wait until it is done; throws what it throws
     void finish(Slot & slot, Finish finish, Fault fault = Fault::none, const std::string & message = "", int stop = -1);
-    void leave(Slot & slot, Finish finish);  // in the midst of a step: tell its stream now, for whom nothing can come any more
+    // In the midst of a step: tell a stream now that it has ended. Its slot is released with the step, before any command.
+    void leave(Slot & slot, Finish finish);
     void fail(const std::string & message);
     void close_all();
     void publish();      // the counters
@@ -135,8 +136,7 @@ class Engine {
     std::vector<std::shared_ptr<Stream>> touched_;  // whose readers are told of a record at the end of the step
     std::vector<Ending> endings_;
     int32_t n_prompt_ = 0;                          // prompt tokens in the batch
-    bool prompts_turn_ = false;                     // of prompts and those that decode, where both wait
-    int64_t batch_deadline_us_ = 0;                 // the earliest deadline in the batch
+    int64_t step_deadline_us_ = 0;                  // the earliest of those that hold a slot
     uint32_t n_polls_ = 0;
     double us_per_prompt_token_ = 0, us_per_decode_ = 0, us_per_change_ = 0;
     EngineStats counts_;

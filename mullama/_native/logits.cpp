@@ -143,7 +143,9 @@ double log_sum_exp(const float * logits, int32_t n, float top) {
 
 // By way of a heap whose front is the least of them; most logits are not even looked at one by one.
 std::vector<Candidate> likeliest(const float * logits, int32_t n, size_t count) {
-    const auto greater = [](const Candidate & a, const Candidate & b) { return a.logprob > b.logprob; };
+    const auto greater = [](const Candidate & a, const Candidate & b) {
+        return a.logprob > b.logprob || (a.logprob == b.logprob && a.token < b.token);
+    };
     std::vector<Candidate> heap;
     int32_t i = std::min(n, int32_t(std::min(count, size_t(INT32_MAX))));
     if (i == 0) return heap;

@@ -16,7 +16,7 @@ float greatest(const float * logits, int32_t n);
 // The natural logarithm of the sum of exp(logits[0 … n-1]), of which `top` is the greatest.
 double log_sum_exp(const float * logits, int32_t n, float top);
 
-// The `count` greatest of logits[0 … n-1], or all, in falling order; of equal ones at the end those that come first.
+// The `count` greatest of logits[0 … n-1], or all, in falling order; of equal ones the first come first.
 std::vector<Candidate> likeliest(const float * logits, int32_t n, size_t count);
 
 }  // namespace mullama

@@ -17,7 +17,8 @@ class Shortlist {
     Shortlist(const llama_vocab * vocab, const common_params_sampling & params);
 
     void accept(int32_t token);
-    // In place of all tokens: what the chain would come to with all, it comes to with these. None where all are forbidden.
+    // In place of all tokens: what the chain would come to with all, it comes to with these, but for the order of tokens whose
+    // logits are equal to the last digit. None where all are forbidden.
     void fill(std::vector<llama_token_data> & list, const float * logits) const;
 
   private:

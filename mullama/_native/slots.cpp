@@ -162,7 +162,7 @@ int64_t Slots::n_unused() const {
 
 int64_t Slots::n_cached() const {
     int64_t n = 0;
-    for (const auto & slot : slots_) n += slot.free() ? int64_t(slot.n_past) : 0;
+    for (const auto & slot : slots_) n += slot.free() || slot.left ? int64_t(slot.n_past) : 0;
     return n;
 }
 

@@ -83,7 +83,7 @@ bool Stream::full() {
     return false;
 }
 
-bool Stream::append(const Choice & choice, const std::string & text, Finish finish) {
+bool Stream::append(const Choice & choice, const std::string & text, Finish finish, int stop) {
     std::lock_guard<std::mutex> lock(journal_mutex_);
     if (cancelled_.load()) return false;
     Record * record = ring_.back();
@@ -99,6 +99,8 @@ bool Stream::append(const Choice & choice, const std::string & text, Finish fini
     outcome_.logprobs.push_back(choice.logprob);
     outcome_.top.insert(outcome_.top.end(), choice.top.begin(), choice.top.end());
     outcome_.text += text;
+    outcome_.finish = finish;  // of the last one: who reads it asks for the outcome, before end() perhaps
+    outcome_.stop = stop;
     outcome_.last_us = now_us();
     if (outcome_.first_us == 0) outcome_.first_us = outcome_.last_us;
     n_generated_.store(int64_t(outcome_.tokens.size()));

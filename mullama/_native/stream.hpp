@@ -3,7 +3,8 @@
 // The engine writes, one reader reads. Two signals travel back, *cancel* and *room*; both end in Engine::wake.
 // Invariants:
 //  * after cancel() returns, no token is added to the ring or to the journal any more;
-//  * `ended` is set once, by the engine, after the last record and after the slot is free; the outcome is fixed then;
+//  * `ended` is set once, by the engine, after the last record and when the slot is free for whatever is asked of the engine
+//    next; the outcome is fixed then;
 //  * the ending has a place of its own (the outcome), so that no full ring can block it.
 #pragma once
 
@@ -89,8 +90,9 @@ class Stream {
     int64_t deadline_us() const { return deadline_us_; }  // 0: none
     Finish dead(int64_t now) const;      // cancelled or timeout where it is to end; else running
     bool full();                         // and if so, remember to be woken when there is room
-    // Append one token; `text` is what it completed. False, and nothing done, if the stream was cancelled meanwhile.
-    bool append(const Choice & choice, const std::string & text, Finish finish);
+    // Append one token; `text` is what it completed, `finish` and `stop` are of the last one. False, and nothing done, if the
+    // stream was cancelled meanwhile.
+    bool append(const Choice & choice, const std::string & text, Finish finish, int stop = -1);
     void set_logits(size_t i, const float * row, size_t n);  // the i-th row; what was beyond it is dropped
     void admitted(int64_t cached_tokens);
     // The end. `rest` is text that was held back and has no record to go with (none but the journal shows it).

@@ -51,7 +51,7 @@ void Workers::attach(llama_context * ctx) {
 }
 
 #if MULLAMA_TEAM
-void Workers::share(size_t n, const std::function<void(size_t)> & work) {
+void Workers::share(size_t n, int n_threads, const std::function<void(size_t)> & work) {
     struct Job {
         const std::function<void(size_t)> & work;
         const size_t n;
@@ -62,7 +62,7 @@ void Workers::share(size_t n, const std::function<void(size_t)> & work) {
         for (size_t i; (i = job.next.fetch_add(1)) < job.n;) job.work(i);
     };
     if (n > 1 && place.team != nullptr) {
-        team_->run(take, &job, int(std::min(n, size_t(n_threads_))));
+        team_->run(take, &job, int(std::min(n, size_t(n_threads))));
     } else {
         take(&job);
     }
@@ -71,7 +71,7 @@ void Workers::share(size_t n, const std::function<void(size_t)> & work) {
 Workers::Shift::Shift(Workers & workers) { place.team = workers.team_.get(); }
 Workers::Shift::~Shift() { place.team = nullptr; }
 #else
-void Workers::share(size_t n, const std::function<void(size_t)> & work) {
+void Workers::share(size_t n, int, const std::function<void(size_t)> & work) {
     for (size_t i = 0; i < n; ++i) work(i);
 }
 

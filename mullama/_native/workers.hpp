@@ -22,8 +22,8 @@ class Workers {
     explicit Workers(int n_threads);  // the one that calls is one of them; the others start when first needed
     ~Workers();
     void attach(llama_context * ctx);  // which must not outlive this
-    // Calls work(0), …, work(n - 1), shared out among the threads if there is a team; during a shift. It must not throw.
-    void share(size_t n, const std::function<void(size_t)> & work);
+    // Calls work(0), …, work(n - 1), shared out among so many threads if there is a team; during a shift. It must not throw.
+    void share(size_t n, int n_threads, const std::function<void(size_t)> & work);
 
     // While it lives, what this thread computes is shared with the workers. One thread at a time.
     class Shift {
