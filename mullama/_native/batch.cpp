@@ -110,7 +110,7 @@ int32_t Engine::prompt_budget(bool others_decode) const {
     if (!others_decode) return n_batch_;
     constexpr double block = 64, us_at_once = 250e3;
     const bool known = us_per_prompt_token_ > 0 && us_per_decode_ > 0;
-    const double worth = known ? 6.0 * us_per_decode_ / us_per_prompt_token_ : block;
+    const double worth = known ? 8.0 * us_per_decode_ / us_per_prompt_token_ : block;
     const bool blocks = worth >= block / 2 || block * us_per_prompt_token_ <= us_at_once;
     return int32_t(std::min(blocks ? block * std::ceil(worth / block) : std::max(worth, 16.0), double(n_batch_)));
 }
