@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from anyio import BusyResourceError, CancelScope, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream
@@ -83,12 +83,12 @@ class ItemStream(GenerationFace[T], StreamTools[T]):
             ClosedResourceError: The stream or its context was closed.
             BusyResourceError: Another task is receiving.
         """
-        return await self._receive(EndOfStream)
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration:
+            raise EndOfStream from None
 
-    def __anext__(self) -> Coroutine[Any, Any, T]:
-        return self._receive(StopAsyncIteration)  # and not by way of `receive`: a frame less for each token
-
-    async def _receive(self, end: type[Exception]) -> T:
+    async def __anext__(self) -> T:  # by itself, as a frame for each token is worth saving
         if self._reading:
             raise BusyResourceError("receiving from")
         self._reading = True
@@ -98,7 +98,7 @@ class ItemStream(GenerationFace[T], StreamTools[T]):
                 if (item := self._take()) is not None:
                     return item
         except EndOfGeneration:
-            raise end from None
+            raise StopAsyncIteration from None
         except ClosedError as e:
             raise _as_closed(e) from None
         finally:
