@@ -66,7 +66,7 @@ async def measure(
     ours: list[list[Speed]] = []
     theirs: list[list[Speed]] = []
     async with await AsyncModel.load(path, n_gpu_layers=load.gpu_layers, context=load.context()) as model:
-        description = {"model": model.model.description, "threads": model.context.n_threads, **asdict(load)}
+        description = {"model": model.model.description, **asdict(load), "threads": model.context.n_threads}
         await run_streams(model, 1, load)  # warms up
         for turn in range(load.repeat):
             report(f"turn {turn + 1} of {load.repeat}")
