@@ -48,6 +48,11 @@ def test_json_has_a_row_for_each_count(backend: str, monkeypatch: pytest.MonkeyP
         assert all(row[figure] > 0 for figure in FIGURES)
 
 
+def test_threads_that_are_not_named_are_told() -> None:
+    found = json.loads(succeeds(*SMALL[:-2], "--json"))
+    assert found["threads"] >= 1
+
+
 def test_a_table_says_where_upstreams_figures_would_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     table = succeeds(*SMALL)
