@@ -72,17 +72,10 @@ def llama_cpp_python(settings: Settings) -> Figures:
     import asyncio
     import threading
 
-    from llama_cpp import Llama, StoppingCriteriaList
+    from llama_cpp import StoppingCriteriaList
+    from peers import new_llama
 
-    threads = settings["threads"]
-    llama = Llama(
-        model_path=settings["model"],
-        n_ctx=N_CTX,
-        n_threads=threads,
-        n_threads_batch=threads,
-        flash_attn=True,
-        verbose=False,
-    )
+    llama = new_llama(settings["model"], N_CTX, settings["threads"])
     stop = threading.Event()
     # Weights at random write bytes that are no text, and it yields nothing until they are: to break out of it is not enough.
     stopping = StoppingCriteriaList([lambda *_: stop.is_set()])

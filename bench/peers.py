@@ -22,9 +22,13 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from environments import interpreter
 from turns import SAMPLING, CannotRun, Case, Figures, Question, Row, Settings, Side, endless, main
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
 
 TOKENS, N_CTX, N_BATCH, N_UBATCH = 128, 512, 2048, 512
 WARM_UP, TIMES = 16, 3
@@ -95,25 +99,26 @@ def mullama(settings: Settings) -> Figures:
         return one_or_all(settings, lambda texts, tokens: anyio.run(read_all, texts, tokens))
 
 
-def llama_cpp_python(settings: Settings) -> Figures:
+def new_llama(model: str, n_ctx: int, threads: int) -> Llama:
+    """An object of llama-cpp-python with the settings that the others have."""
     from llama_cpp import Llama
 
+    return Llama(
+        model_path=model,
+        n_ctx=n_ctx,
+        n_batch=N_BATCH,
+        n_ubatch=N_UBATCH,
+        n_threads=threads,
+        n_threads_batch=threads,
+        flash_attn=True,  # llama.cpp's own choice here, which the others leave to it
+        verbose=False,
+    )
+
+
+def llama_cpp_python(settings: Settings) -> Figures:
     count = settings["streams"]
     threads = max(1, settings["threads"] // count)
-    llamas = [
-        Llama(
-            model_path=settings["model"],
-            n_ctx=N_CTX,
-            n_batch=N_BATCH,
-            n_ubatch=N_UBATCH,
-            n_threads=threads,
-            n_threads_batch=threads,
-            flash_attn=True,  # llama.cpp's own choice here, which the others leave to it
-            verbose=False,
-        )
-        for _ in range(count)
-    ]
-    free = list(llamas)
+    free = [new_llama(settings["model"], N_CTX, threads) for _ in range(count)]
 
     def read(text: str, tokens: int, times: list[float]) -> None:
         llama = free.pop()

@@ -1,5 +1,9 @@
 # The reader's side of one generation, and the clock of its times; included by _core.pyx.
 
+cdef tuple candidates(const Candidate * first, size_t n):
+    return tuple([(first[i].token, first[i].logprob) for i in range(n)])
+
+
 @cython.final
 cdef class Stream:
     """One generation, read by one reader at a time. Dropping it cancels it."""

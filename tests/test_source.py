@@ -20,7 +20,6 @@ PACKAGE = ROOT / "mullama"
 # Longer than it should be, with the reason why it is not split.
 LONG = {
     "mullama/_async.py": "one shell: what is awaited shares its classes and its cancellation rules",
-    "mullama/_core.pyx": "one extension type for each native class; 600 lines are its measure",
 }
 MEASURE = 400
 
