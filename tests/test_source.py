@@ -44,7 +44,7 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-CODE = sources("py", "pyx", "pxd", "pyi", "cpp", "hpp")
+CODE = sources("py", "pyx", "pxd", "pxi", "pyi", "cpp", "hpp")
 
 
 def opening(path: Path) -> str:
@@ -139,7 +139,7 @@ def test_the_native_side_knows_no_python() -> None:
 
 
 def test_the_engine_enters_nogil_in_one_place() -> None:
-    core = (PACKAGE / "_core.pyx").read_text("utf-8")
+    core = "".join(path.read_text("utf-8") for path in (PACKAGE / "_core.pyx", *PACKAGE.glob("*.pxi")))
     assert len(re.findall(r"engine\.run\(\)", core)) == 1
     assert re.search(r"with nogil:\s*\n\s*engine\.run\(\)", core)
 
