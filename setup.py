@@ -31,7 +31,7 @@ INIT = "PyInit__core"
 
 
 def sources_in(folder: str) -> list[str]:
-    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob("*.cpp"))
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.cpp"))
 
 
 class BuildExt(build_ext):
@@ -123,12 +123,13 @@ class BuildExt(build_ext):
 
     def compile(self, source: str, objects: Path, flags: list[str]) -> str:
         """One source to one object, unless the object is newer than all that it was made from."""
-        target = objects / (Path(source).name + ".o")
-        made_from = objects / (Path(source).name + ".d")
+        target = objects / f"{os.path.relpath(source, ROOT)}.o"
+        made_from = target.with_suffix(".d")
         if made_from.is_file() and not newer([source, *dependencies(made_from)], target):
             return str(target)
         print(f"compiling {source}\n", end="", flush=True)  # one write: several threads compile
         made_from.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         started = time.time_ns()
         working = str(ROOT / "mullama" / "_native")
         (result,) = self.compiler.compile(

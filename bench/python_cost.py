@@ -112,12 +112,12 @@ def wakes(settings: Settings) -> Figures:
     from mullama import _core
 
     async def read(stream: TokenStream) -> int:
-        core, bell = stream._generation.core, _core.Doorbell()
+        core, bell = stream._generation.core, _core.Notifier()
         descriptor, woken = bell.fileno(), 0
         while not stream.is_finished():
             if not core.arm(bell):
                 await anyio.wait_readable(descriptor)
-                bell.answer()
+                bell.drain()
                 woken += 1
             core.pop()
         return woken

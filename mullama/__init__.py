@@ -7,7 +7,7 @@ if _util.find_spec("mullama._core") is None:
     raise ImportError(
         f"mullama is not compiled for Python {_sys.version_info[0]}.{_sys.version_info[1]}: "
         "its extension mullama._core is missing.\n"
-        "Mend it in a checkout with:  make build   (or: python -m pip install -e .)\n"
+        "Fix it in a checkout with:  make build   (or: python -m pip install -e .)\n"
         "elsewhere with:              python -m pip install --force-reinstall mullama",
         name="mullama._core",
     )

@@ -1,10 +1,10 @@
-"""How tasks of one event loop wait for tokens: one doorbell, one descriptor, however many streams are read.
+"""How tasks of one event loop wait for tokens: one notifier, one descriptor, however many streams are read.
 
 When the descriptor becomes readable, the tasks are woken whose stream has something. So a step of the engine costs an event
 loop one wake-up, and a thousand streams need one file descriptor.
 
 A wake-up is never lost: a stream is armed first and looked at again afterwards, and the engine looks at `armed` after it
-has pushed (see ``_native/stream.hpp``). And somebody watches the descriptor while anybody waits: under asyncio the loop
+has pushed (see ``_native/engine/stream.hpp``). And somebody watches the descriptor while anybody waits: under asyncio the loop
 itself, which calls back; where a descriptor can only be awaited, one of the tasks that wait.
 """
 
@@ -29,8 +29,8 @@ __all__ = ["wait_until_ready"]
 
 class _Bell:
     def __init__(self) -> None:
-        self._doorbell = _core.Doorbell()
-        self._fd = self._doorbell.fileno()
+        self._notifier = _core.Notifier()
+        self._fd = self._notifier.fileno()
 
     @abstractmethod
     async def wait(self, stream: _core.Stream) -> None: ...
@@ -45,7 +45,7 @@ class _CalledBack(_Bell):
         loop.add_reader(self._fd, self._rung)  # until the loop is closed
 
     async def wait(self, stream: _core.Stream) -> None:
-        if stream.arm(self._doorbell):
+        if stream.arm(self._notifier):
             await checkpoint()
             return
         loop = _running_loop()
@@ -56,14 +56,14 @@ class _CalledBack(_Bell):
                 await woken
             finally:
                 del self._waiting[woken]
-            if stream.arm(self._doorbell):
+            if stream.arm(self._notifier):
                 return
 
     def _rung(self) -> None:
-        self._doorbell.answer()
+        self._notifier.drain()
         for woken, stream in self._waiting.items():
             # It may have rung for a record that its reader had taken already, so it is armed anew.
-            if stream.arm(self._doorbell) and not woken.done():
+            if stream.arm(self._notifier) and not woken.done():
                 woken.set_result(None)
 
 
@@ -76,12 +76,12 @@ class _Watched(_Bell):
         self._followers: dict[Event, _core.Stream] = {}
 
     async def wait(self, stream: _core.Stream) -> None:
-        if stream.arm(self._doorbell):
+        if stream.arm(self._notifier):
             await checkpoint()
             return
         while True:
             await (self._follow(stream) if self._watched else self._watch(stream))
-            if stream.arm(self._doorbell):
+            if stream.arm(self._notifier):
                 return
 
     async def _watch(self, stream: _core.Stream) -> None:
@@ -89,11 +89,11 @@ class _Watched(_Bell):
         try:
             while True:
                 await wait_readable(self._fd)  # also where it is ready by now: then it has rung
-                self._doorbell.answer()
+                self._notifier.drain()
                 for event, other in self._followers.items():
-                    if other.arm(self._doorbell):
+                    if other.arm(self._notifier):
                         event.set()
-                if stream.arm(self._doorbell):
+                if stream.arm(self._notifier):
                     return
         finally:
             self._watched = False

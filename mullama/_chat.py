@@ -90,7 +90,7 @@ class ChatGeneration:
         try:
             news += self._chat.feed(str(token), token.token_id)
             if token.is_final:
-                news += self._chat.settle()
+                news += self._chat.flush()
                 if self.generation.reason() == "stop":
                     news += self._finish(token)
         except RuntimeError as e:  # told with the next call: this token is whole

@@ -51,7 +51,7 @@ cdef extern from "build-info.h" nogil:
     const char * llama_commit()
 
 
-cdef extern from "_native/log.hpp" namespace "mullama" nogil:
+cdef extern from "_native/model/log.hpp" namespace "mullama" nogil:
     cdef cppclass LogLine:
         int level
         string text
@@ -59,12 +59,12 @@ cdef extern from "_native/log.hpp" namespace "mullama" nogil:
     vector[LogLine] take_log() except +
 
 
-cdef extern from "_native/gguf_check.hpp" namespace "mullama" nogil:
+cdef extern from "_native/checks/gguf_check.hpp" namespace "mullama" nogil:
     cdef cppclass ModelFacts:
         pass
 
 
-cdef extern from "_native/model.hpp" namespace "mullama" nogil:
+cdef extern from "_native/model/model.hpp" namespace "mullama" nogil:
     ctypedef cbool (*llama_progress_callback)(float, void *) noexcept
     cdef cppclass LoadParams:
         int32_t n_gpu_layers
@@ -81,15 +81,15 @@ cdef extern from "_native/model.hpp" namespace "mullama" nogil:
     string description(const llama_model *) except +
 
 
-cdef extern from "_native/doorbell.hpp" namespace "mullama" nogil:
-    cdef cppclass CDoorbell "mullama::Doorbell":
-        CDoorbell() except +
+cdef extern from "_native/engine/notifier.hpp" namespace "mullama" nogil:
+    cdef cppclass CNotifier "mullama::Notifier":
+        CNotifier() except +
         int fd()
-        void answer()
-        void ring()
+        void drain()
+        void notify()
 
 
-cdef extern from "_native/ring.hpp" namespace "mullama" nogil:
+cdef extern from "_native/engine/ring.hpp" namespace "mullama" nogil:
     cdef cppclass Candidate:
         int32_t token
         float logprob
@@ -103,7 +103,7 @@ cdef extern from "_native/ring.hpp" namespace "mullama" nogil:
         const char * text()
 
 
-cdef extern from "_native/sampler.hpp" namespace "mullama" nogil:
+cdef extern from "_native/sampling/sampler.hpp" namespace "mullama" nogil:
     cdef cppclass Sampling:
         uint32_t seed
         float temperature, dynatemp_range, dynatemp_exponent
@@ -126,12 +126,12 @@ cdef extern from "_native/sampler.hpp" namespace "mullama" nogil:
     string native_grammar_of_schema "mullama::grammar_of_schema"(const string & schema) except +
 
 
-cdef extern from "_native/lora.hpp" namespace "mullama" nogil:
+cdef extern from "_native/model/lora.hpp" namespace "mullama" nogil:
     cdef cppclass CLora "mullama::Lora":
         CLora(shared_ptr[llama_model] model, const string & path) except +
 
 
-cdef extern from "_native/chat.hpp" namespace "mullama" nogil:
+cdef extern from "_native/chat/chat.hpp" namespace "mullama" nogil:
     cdef cppclass CTemplates "mullama::Templates":
         CTemplates(shared_ptr[llama_model] model, const string & text) except +
         cbool supports_thinking() except +
@@ -150,21 +150,21 @@ cdef extern from "_native/chat.hpp" namespace "mullama" nogil:
         CChat(shared_ptr[CTemplates] templates, const ChatRequest & request) except +
         const string & prompt()
         const vector[string] & stops()
-        vector[int32_t] shown() except +
+        vector[int32_t] preserved() except +
         vector[ChatDelta] feed(const string & text, int32_t token) except +
-        vector[ChatDelta] settle() except +
+        vector[ChatDelta] flush() except +
         vector[ChatDelta] finish() except +
         size_t n_parsed()
 
 
-cdef extern from "_native/text.hpp" namespace "mullama" nogil:
+cdef extern from "_native/text/text.hpp" namespace "mullama" nogil:
     cdef cppclass CText "mullama::Text":
         CText(vector[string] stops) except +
         int feed(const char * data, size_t n, string & out) except +
         int finish(string & out) except +
 
 
-cdef extern from "_native/stream.hpp" namespace "mullama" nogil:
+cdef extern from "_native/engine/stream.hpp" namespace "mullama" nogil:
     cdef cppclass Request:
         vector[int32_t] prompt
         int64_t max_tokens, called_us, timeout_us, delay_us
@@ -173,7 +173,7 @@ cdef extern from "_native/stream.hpp" namespace "mullama" nogil:
         int64_t min_tokens
         vector[string] stops
         Sampling sampling
-        vector[int32_t] shown
+        vector[int32_t] preserved
         vector[pair[shared_ptr[CLora], float]] loras
         uint32_t n_logits
     cdef cppclass Finish:  # an enum class; cast to int
@@ -203,14 +203,14 @@ cdef extern from "_native/stream.hpp" namespace "mullama" nogil:
         double rate() except +
         Outcome outcome() except +
         vector[float] take_logits()
-        void arm(shared_ptr[CDoorbell] bell) except +
+        void arm(shared_ptr[CNotifier] notifier) except +
         void disarm()
     int64_t now_us()
 
 
 cdef extern from *:
     """
-    #include "_native/engine.hpp"
+    #include "_native/engine/engine.hpp"
 
     static PyObject * closed_error = nullptr;  // ClosedError, once the module is there
 
@@ -236,7 +236,7 @@ cdef extern from "<atomic>" nogil:
         cbool load()
 
 
-cdef extern from "_native/embed.hpp" namespace "mullama" nogil:
+cdef extern from "_native/engine/embed.hpp" namespace "mullama" nogil:
     cdef cppclass CEmbedder "mullama::Embedder":
         CEmbedder(shared_ptr[llama_model] model, const ModelFacts &, uint32_t n_ctx, int32_t pooling, int32_t n_threads) except +
         uint32_t n_ctx()
@@ -245,7 +245,7 @@ cdef extern from "_native/embed.hpp" namespace "mullama" nogil:
         void close()
 
 
-cdef extern from "_native/engine.hpp" namespace "mullama" nogil:
+cdef extern from "_native/engine/engine.hpp" namespace "mullama" nogil:
     cdef cppclass EngineParams:
         uint32_t n_ctx, n_cells, n_batch, n_ubatch, n_seq_max
         int32_t n_threads, n_threads_batch
@@ -281,8 +281,8 @@ cdef class Model:
 
 
 @cython.final
-cdef class Doorbell:
-    cdef shared_ptr[CDoorbell] shared     # also held by the streams that are armed with it
+cdef class Notifier:
+    cdef shared_ptr[CNotifier] shared     # also held by the streams that are armed with it
 
 
 @cython.final

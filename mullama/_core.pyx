@@ -34,8 +34,8 @@ cdef extern from "poll.h" nogil:
 cdef extern from *:
     """
     #include <algorithm>
-    #include "_native/chat.hpp"
-    #include "_native/stream.hpp"
+    #include "_native/chat/chat.hpp"
+    #include "_native/engine/stream.hpp"
 
     namespace mullama {
     // What Cython has no words for.
@@ -163,7 +163,7 @@ cdef class Model:
             tokens = tokenize(self.shared.get(), data, add_special, parse_special)
         return tokens
 
-    def least_tokens(self, size_t n_bytes):
+    def min_token_count(self, size_t n_bytes):
         """How many tokens a text of so many bytes has at least; a careful estimate without reading it."""
         cdef int kind = llama_vocab_type(self.vocab)
         return n_bytes // (4 * self.longest_piece) if kind == 1 or kind == 2 else 0  # SPM and BPE lose no bytes

@@ -69,13 +69,13 @@ cdef class Chat:
             news = chat.feed(data, token)
         return deltas(news)
 
-    def settle(self):
+    def flush(self):
         """The same of what feed() held back, because it may have been the beginning of a mark; for when no more comes."""
         check_fork()
         cdef CChat * chat = self.shared.get()
         cdef vector[ChatDelta] news
         with nogil:
-            news = chat.settle()
+            news = chat.flush()
         return deltas(news)
 
     @property

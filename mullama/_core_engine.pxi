@@ -1,16 +1,16 @@
-# The extension types of the engine and of the doorbell that it rings, and the sampling that it is asked for; included by _core.pyx.
+# The extension types of the engine and of the notifier that it rings, and the sampling that it is asked for; included by _core.pyx.
 
 @cython.final
-cdef class Doorbell:
+cdef class Notifier:
     def __cinit__(self):
-        self.shared = make_shared[CDoorbell]()
+        self.shared = make_shared[CNotifier]()
 
     def fileno(self):
         return self.shared.get().fd()
 
-    def answer(self):
+    def drain(self):
         if not forked:  # else it is the parent's, who would miss the ring
-            self.shared.get().answer()
+            self.shared.get().drain()
 
 
 @cython.final
@@ -116,7 +116,7 @@ cdef class Engine:
         request.min_tokens = min_tokens
         request.sampling = to_sampling(sampling)
         if chat is not None:
-            request.shown = chat.shared.get().shown()
+            request.preserved = chat.shared.get().preserved()
             amend_by_chat(request, chat.shared)
         for lora, scale in loras:
             if scale == 0:

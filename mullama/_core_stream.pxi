@@ -34,22 +34,22 @@ cdef class Stream:
         stream.pop()
         return token
 
-    def arm(self, Doorbell bell not None):
-        """Have the bell rung at the next record or at the end; returns whether there is one now, so that none is waited for."""
+    def arm(self, Notifier notifier not None):
+        """Have the notifier rung at the next record or at the end; returns whether there is one now, so that none is waited for."""
         check_fork()
         if self.shared.get().ready():
             return True
-        self.shared.get().arm(bell.shared)
+        self.shared.get().arm(notifier.shared)
         return self.shared.get().ready()
 
     def disarm(self):
         self.shared.get().disarm()
 
-    def wait(self, Doorbell bell not None):
-        """Block until the bell rings, letting the GIL go. Signal handlers run meanwhile, and may raise out of here."""
+    def wait(self, Notifier notifier not None):
+        """Block until the notifier rings, letting the GIL go. Signal handlers run meanwhile, and may raise out of here."""
         check_fork()
         cdef pollfd entry
-        entry.fd = bell.shared.get().fd()
+        entry.fd = notifier.shared.get().fd()
         entry.events = POLLIN
         cdef int n
         while True:
@@ -58,9 +58,9 @@ cdef class Stream:
             if n > 0 or self.shared.get().ready():  # whoever closes the stream in another thread may take the ring
                 break
             PyErr_CheckSignals()
-        bell.shared.get().answer()
+        notifier.shared.get().drain()
         if self.shared.get().ended():
-            bell.shared.get().ring()  # for good: whoever else waits here, to read or to close, is told of the end too
+            notifier.shared.get().notify()  # for good: whoever else waits here, to read or to close, is told of the end too
 
     def cancel(self):
         check_fork()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, TypeVar
 from . import _checks, _core, _exit, _log
 from ._model import Model, checked_tokens
 from ._records import Completion, FinishReason, StreamStatistics, Timings, TokenData, TokenLogprob, Usage
-from ._schema import mended_grammar, plain_schema
+from ._schema import fixed_grammar, plain_schema
 from .config import SamplerParams, StreamConfig
 from .errors import ClosedError, ContextError, GenerationError, MullamaError, SamplingError, StreamingError
 
@@ -269,7 +269,7 @@ def _prompt_tokens(context: Context, prompt: str | Sequence[int]) -> list[int]:
     if isinstance(prompt, str):
         if not prompt:
             raise _checks.refuse("prompt", prompt, "a text or token ids, at least one character")
-        least = model._core.least_tokens(len(prompt))
+        least = model._core.min_token_count(len(prompt))
         if least >= context.n_ctx:  # to encode megabytes only to refuse them would take long
             raise _too_long(f"at least {least}", context)
         tokens = model.tokenize(prompt, parse_special=True)
@@ -334,7 +334,7 @@ def checked_grammar(model: Model, params: SamplerParams) -> str:
 @lru_cache(maxsize=32)
 def _grammar_of_schema(schema: str) -> str:
     try:
-        return mended_grammar(_core.grammar_of_schema(plain_schema(schema).encode()))
+        return fixed_grammar(_core.grammar_of_schema(plain_schema(schema).encode()))
     except _REFUSALS as e:
         why = str(e).removeprefix("JSON schema conversion failed:").strip()
         raise _checks.refuse("json_schema", schema, f"a JSON schema that llama.cpp can follow ({why})") from None

@@ -16,9 +16,9 @@ _TOKEN = re.compile(
 _ITEM = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
 _CLASSES = {"d": "0-9", "w": "0-9A-Z_a-z", "s": " "}
 _QUANTIFIER = re.compile(r"[*+?]|\{\d+(?:,\d*)?\}")
-_LONGEST = 10_000
+_MAX_LENGTH = 10_000
 _VALUES = ("enum", "const", "default", "examples")  # what is under these is no schema
-_MOST_GROUPS = 50  # within each other
+_MAX_GROUPS = 50  # within each other
 _LAST = 0x10FFFF
 
 Ranges = list[tuple[int, int]]
@@ -32,8 +32,8 @@ def pattern_for_json(pattern: str) -> str:
     Raises:
         ValueError: It is no regular expression, or has what a grammar cannot say (look-around, references back, …).
     """
-    if len(pattern) > _LONGEST:
-        raise ValueError(f"it has more than {_LONGEST} characters")
+    if len(pattern) > _MAX_LENGTH:
+        raise ValueError(f"it has more than {_MAX_LENGTH} characters")
     if not pattern:
         return ""
     try:
@@ -53,8 +53,8 @@ def pattern_for_json(pattern: str) -> str:
             continue
         repeated = token in ("(", "|") or token.startswith("(?")
         depth += token.startswith("(") - (token == ")")
-        if depth > _MOST_GROUPS:
-            raise ValueError(f"it has more than {_MOST_GROUPS} groups in each other")
+        if depth > _MAX_GROUPS:
+            raise ValueError(f"it has more than {_MAX_GROUPS} groups in each other")
         body.append(_translated(token))
     text = "".join(body)
     if not (starts and ends):

@@ -18,15 +18,15 @@ from ._checks import refuse, refuse_type
 from ._pattern import pattern_for_json, with_known_patterns
 from .errors import InvalidParameter
 
-__all__ = ["json_schema", "mended_grammar", "plain_schema", "tool_schema"]
+__all__ = ["fixed_grammar", "json_schema", "plain_schema", "tool_schema"]
 
 _Schema = dict[str, Any]
 
-_MOST_NESTED = 100  # references count too
-_MOST_NODES = 10_000
-_MOST_OPTIONAL = 200  # properties of one object; the converter's work grows with their third power
-_LONGEST_NAME = 256
-_MOST_PATHS = 2_000_000  # characters of the names that it gives to rules, in all
+_MAX_NESTED = 100  # references count too
+_MAX_NODES = 10_000
+_MAX_OPTIONAL = 200  # properties of one object; the converter's work grows with their third power
+_MAX_NAME_LENGTH = 256
+_MAX_PATHS = 2_000_000  # characters of the names that it gives to rules, in all
 _DIGITS = 10**16  # integers are written with at most 16
 _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 _LISTS = ("oneOf", "anyOf", "allOf")
@@ -63,7 +63,7 @@ def json_schema(name: str, value: object) -> str | None:
         text = json.dumps(schema, allow_nan=False)
         plain_schema(text)
     except RecursionError:
-        raise refuse(name, value, f"a JSON schema nested at most {_MOST_NESTED} deep") from None
+        raise refuse(name, value, f"a JSON schema nested at most {_MAX_NESTED} deep") from None
     except (ValueError, TypeError, OverflowError) as e:
         if isinstance(e, InvalidParameter):
             raise
@@ -95,17 +95,17 @@ def tool_schema(name: str, schema: Mapping[str, Any]) -> _Schema:
         known: _Schema = with_known_patterns(plain)
         return known
     except RecursionError:
-        raise refuse(name, schema, f"a JSON schema nested at most {_MOST_NESTED} deep") from None
+        raise refuse(name, schema, f"a JSON schema nested at most {_MAX_NESTED} deep") from None
     except (ValueError, TypeError) as e:
         raise refuse(name, schema, f"a JSON schema that can be followed ({e})") from None
 
 
-def mended_grammar(grammar: str) -> str:
+def fixed_grammar(grammar: str) -> str:
     """What the converter made of a plain schema, with nothing in its strings that is no JSON.
 
     That is half of a surrogate pair, and in a set of characters whatever JSON must escape.
     """
-    return _LITERAL_OR_SET.sub(_mended_set, grammar.replace(*_ESCAPE))
+    return _LITERAL_OR_SET.sub(_fixed_set, grammar.replace(*_ESCAPE))
 
 
 _ESCAPE = '"u" [0-9a-fA-F]{4}', '"u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2})'
@@ -113,7 +113,7 @@ _ESCAPED = r'[^"\\\x7F\x00-\x1F'
 _LITERAL_OR_SET = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]', re.DOTALL)
 
 
-def _mended_set(match: re.Match[str]) -> str:
+def _fixed_set(match: re.Match[str]) -> str:
     found = match[0]
     if not found.startswith("[^") or found.startswith(_ESCAPED):
         return found
@@ -154,8 +154,8 @@ class _Reader:
             raise _BadSchemaError(f"at {path or '#'} there is no schema that a value can satisfy")
         self.n_nodes += 1
         self.n_characters += len(path)
-        if depth > _MOST_NESTED or self.n_nodes > _MOST_NODES or self.n_characters > _MOST_PATHS:
-            raise _BadSchemaError(f"it is nested more than {_MOST_NESTED} deep, or has more than {_MOST_NODES} parts")
+        if depth > _MAX_NESTED or self.n_nodes > _MAX_NODES or self.n_characters > _MAX_PATHS:
+            raise _BadSchemaError(f"it is nested more than {_MAX_NESTED} deep, or has more than {_MAX_NODES} parts")
         schema = self.without_lone_all_of({k: v for k, v in schema.items() if k not in ("$defs", "definitions")})
         if "$ref" in schema:
             return {"$ref": self.follow(schema["$ref"], depth)}
@@ -266,14 +266,14 @@ class _Reader:
         for name in properties:
             if name in ("", "*"):
                 raise _BadSchemaError(f"the converter takes the property {name!r} for something else")
-            if len(name) > _LONGEST_NAME:
+            if len(name) > _MAX_NAME_LENGTH:
                 raise _BadSchemaError(
-                    f"the name of the property {name[:40]!r}… has more than {_LONGEST_NAME} characters"
+                    f"the name of the property {name[:40]!r}… has more than {_MAX_NAME_LENGTH} characters"
                 )
             if (more is True or isinstance(more, dict)) and re.search(r'["\\\]^\x00-\x1f\x7f]', name):
                 raise _BadSchemaError(f"the property {name!r} cannot be told from additional ones")
-        if len(properties) - len(set(required) & properties.keys()) > _MOST_OPTIONAL:
-            raise _BadSchemaError(f"an object has more than {_MOST_OPTIONAL} properties that are not required")
+        if len(properties) - len(set(required) & properties.keys()) > _MAX_OPTIONAL:
+            raise _BadSchemaError(f"an object has more than {_MAX_OPTIONAL} properties that are not required")
         if properties:
             schema["properties"] = {
                 name: self.node(one, f"{path}-{name}", depth + 1) for name, one in properties.items()
@@ -363,7 +363,10 @@ class _Outline(_Reader):
         properties, required = schema.get("properties"), schema.get("required")
         if isinstance(properties, dict):
             names = set(required) if isinstance(required, list) and all(isinstance(n, str) for n in required) else set()
-            if max(map(len, properties), default=0) > _LONGEST_NAME or len(properties.keys() - names) > _MOST_OPTIONAL:
+            if (
+                max(map(len, properties), default=0) > _MAX_NAME_LENGTH
+                or len(properties.keys() - names) > _MAX_OPTIONAL
+            ):
                 raise _BadSchemaError("the name of a property is too long, or too many are not required")
             for name, one in properties.items():
                 self.node(one, f"{path}-{name}", depth + 1)

@@ -29,7 +29,7 @@ class ItemIterator(GenerationFace[T], Iterator[T]):
 
     def __init__(self, source: Source[T]) -> None:
         super().__init__(source)
-        self._bell: _core.Doorbell | None = None
+        self._bell: _core.Notifier | None = None
         self._reading = threading.Lock()
 
     def __next__(self) -> T:
@@ -76,7 +76,7 @@ class ItemIterator(GenerationFace[T], Iterator[T]):
     def _wait(self) -> None:
         core = self._generation.core
         if self._bell is None:
-            self._bell = _core.Doorbell()
+            self._bell = _core.Notifier()
         core.arm(self._bell)
         if core.ready:
             core.disarm()

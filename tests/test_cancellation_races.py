@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from mullama import AsyncContext, Context, Model, TokenStream
 from mullama._bell import wait_until_ready
-from mullama._core import Doorbell
+from mullama._core import Notifier
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -288,11 +288,11 @@ class Rung:
     """A stream as the bell sees it, whose engine rings when the test says so."""
 
     def __init__(self) -> None:
-        self.bell: Doorbell | None = None
+        self.bell: Notifier | None = None
         self.ready = self.armed = False
         self.n_armed = 0
 
-    def arm(self, bell: Doorbell) -> bool:
+    def arm(self, bell: Notifier) -> bool:
         self.bell, self.armed = bell, not self.ready
         self.n_armed += 1
         return self.ready
@@ -304,7 +304,7 @@ class Rung:
 
 
 @pytest.mark.anyio
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the doorbell is rung at its other end")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the notifier is rung at its other end")
 async def test_a_ring_for_a_token_that_was_taken_already() -> None:
     """It uses up the wish to be told of the next one, which has to be renewed while another task has the watch."""
     watched, followed = Rung(), Rung()

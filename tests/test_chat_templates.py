@@ -146,7 +146,7 @@ def check_what_is_told(open_it: Callable[[], _core.Chat], pieces: Sequence[str])
         assert reasoning.startswith(reader.reasoning), so_far
         held = len(content + reasoning) - len(reader.content + reader.reasoning)
         assert held < 32 + len(piece), "no more is held back than a mark"
-    reader.take(chat.settle())
+    reader.take(chat.flush())
     assert (reader.content, reader.reasoning) == (content, reasoning)
     return reader
 
@@ -194,7 +194,7 @@ def test_a_long_answer_is_not_parsed_again_for_each_token(vocabulary: Model, tem
     for i, character in enumerate(LONG * 60):
         reader.take(chat.feed(character, i))
         parsed.append(chat.n_parsed)
-    reader.take(chat.settle())
+    reader.take(chat.flush())
     assert reader.content.strip().endswith((LONG * 60).strip())
     assert parsed[-1] - parsed[-1000] <= parsed[1999] - parsed[1000]
     assert parsed[-1] < 100_000, "that is less than it takes to read it twenty times"
@@ -210,7 +210,7 @@ def test_long_arguments_are_read_in_proportion(vocabulary: Model) -> None:
         deltas = chat.feed(answer[i : i + 4], i)
         told += bool(deltas)
         reader.take(deltas)
-    reader.take(chat.settle())
+    reader.take(chat.flush())
     ((_, name, said),) = reader.calls
     assert (name, json.loads(said)) == ("get_weather", json.loads(arguments))
     assert chat.n_parsed < 260 * len(answer), "else it would be half as many times as there are pieces"

@@ -147,7 +147,7 @@ def test_a_thousand_streams(backend: str) -> None:
 
 @linux
 def test_contexts_and_event_loops(model: Model) -> None:
-    """Made and closed, made and dropped; and a loop leaves its doorbell behind no longer than it lives."""
+    """Made and closed, made and dropped; and a loop leaves its notifier behind no longer than it lives."""
 
     async def read() -> None:
         async with (

@@ -132,7 +132,7 @@ def test_what_never_waits_knows_neither_shell() -> None:
 
 
 def test_the_native_side_knows_no_python() -> None:
-    for path in (PACKAGE / "_native").iterdir():
+    for path in (path for path in (PACKAGE / "_native").rglob("*") if path.is_file()):
         text = re.sub(r"//.*", "", path.read_text("utf-8"))
         assert not re.search(r"\bPy[A-Z_]\w*|Python\.h|pybind|cython", text), relative(path)
         assert path.suffix in (".cpp", ".hpp"), relative(path)

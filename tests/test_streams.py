@@ -179,7 +179,7 @@ async def test_a_cancelled_reader_makes_room_for_another(actx: AsyncContext) -> 
 
 @pytest.mark.parametrize("victims", [(0,), (1,), (0, 1), (0, 1, 2), (0, 3), (1, 2)])
 async def test_readers_that_are_cancelled_leave_the_others_waiting_well(victims: tuple[int, ...], model: Model) -> None:
-    """One of them watches the doorbell for all; whichever goes, and whoever was to be next, another takes over."""
+    """One of them watches the notifier for all; whichever goes, and whoever was to be next, another takes over."""
     async with serving(model, n_ctx=256, n_seq_max=1) as context:
         for _ in range(5):
             hog = context.generate_stream("A cat", ONE_TOKEN_A_DAY)

@@ -287,7 +287,7 @@ def in_thread(errors: list[BaseException], function: Callable[[], None]) -> thre
 
 
 def test_two_event_loops_in_two_threads_share_one_context(context: Context) -> None:
-    """Each has a doorbell of its own; neither takes the other's tokens or wakes."""
+    """Each has a notifier of its own; neither takes the other's tokens or wakes."""
     expected = {prompt: context.generate(prompt, config(60)).tokens for prompt in ("A dog", "A cat", "Rain", "Snow")}
     barrier = threading.Barrier(2)
     errors: list[BaseException] = []

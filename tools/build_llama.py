@@ -205,7 +205,7 @@ def build_one(mode: Mode, target: str = "mullama_probe") -> Llama:
     if cmake is None or cmake_version(cmake) < CMAKE_AT_LEAST:
         raise BuildError(
             f"CMake {'.'.join(map(str, CMAKE_AT_LEAST))} or later is needed.\n"
-            f"Mend it with:  {sys.executable} -m pip install cmake ninja"
+            f"To fix it:  {sys.executable} -m pip install cmake ninja"
         )
     source = vendor.place()
     ninja = find_tool("ninja")

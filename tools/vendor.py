@@ -38,7 +38,7 @@ NEEDED = frozenset(
 
 
 class BuildError(SystemExit):
-    """A build that cannot go on; the message says why and names the command that mends it."""
+    """A build that cannot go on; the message says why and names the command that fixes it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"\nmullama cannot be built: {message.strip()}\n")
@@ -93,7 +93,7 @@ def own_checkout() -> Path | None:
     if not (path / "include" / "llama.h").is_file():
         raise BuildError(
             f"{OWN_CHECKOUT}={value} is no llama.cpp source tree (it has no include/llama.h).\n"
-            f"Mend it with:  export {OWN_CHECKOUT}=/path/to/llama.cpp\n"
+            f"To fix it:  export {OWN_CHECKOUT}=/path/to/llama.cpp\n"
             f"or, to build from the pinned source:  unset {OWN_CHECKOUT}"
         )
     return path
@@ -147,7 +147,7 @@ def check_hash(archive: Path, pin: Pin) -> None:
             f"{archive.name} is not the file that is pinned, and nothing of it was unpacked.\n"
             f"  expected sha256 {pin.sha256}\n  got             {digest.hexdigest()}\n"
             "The download was damaged, or the index serves another file.\n"
-            "Mend it by trying again, or with an index that you trust:\n"
+            "Fix it by trying again, or with an index that you trust:\n"
             f"  PIP_INDEX_URL=… {Path(sys.executable).name} tools/vendor.py\n"
             "If you changed the pin on purpose, write the new hash to vendor/llama.cpp.toml."
         )
@@ -236,7 +236,7 @@ def fetch(pin: Pin, folder: Path) -> Path:
         raise BuildError(
             f"the source of llama.cpp {pin.tag} is not in vendor/llama.cpp,"
             " and `unearth`, which fetches it, is not installed.\n"
-            f"Mend it with:  {sys.executable} -m pip install unearth"
+            f"To fix it:  {sys.executable} -m pip install unearth"
         ) from None
     options = pip_options()
     if "cert" in options:
@@ -270,7 +270,7 @@ def fetch(pin: Pin, folder: Path) -> Path:
         raise BuildError(
             f"the source of llama.cpp {pin.tag} is not in vendor/llama.cpp, and fetching its package"
             f" {pin.requirement} failed:\n  {type(error).__name__}: {error}\n"
-            "Mend it in one of three ways:\n"
+            "Fix it in one of three ways:\n"
             "  - connect to a package index (pip's own settings are used) and run the build again;\n"
             f"  - get {pin.package}-{pin.version}.tar.gz by other means, then:\n"
             f"      {Path(sys.executable).name} tools/vendor.py {pin.package}-{pin.version}.tar.gz\n"

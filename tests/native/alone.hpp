@@ -1,6 +1,6 @@
-// Stream, ring and doorbell without an engine: the real classes, compiled in under another namespace, where each atomic
+// Stream, ring and notifier without an engine: the real classes, compiled in under another namespace, where each atomic
 // operation may pause, beside an Engine of which only the mailbox and the waiting are left. It needs neither llama.cpp nor
-// a model, and may be linked with the real engine all the same. `MULLAMA_SOCKETPAIR` takes the other kind of doorbell.
+// a model, and may be linked with the real engine all the same. `MULLAMA_SOCKETPAIR` takes the other kind of notifier.
 #pragma once
 
 #include <algorithm>
@@ -88,9 +88,9 @@ template <typename T> class pausing_atomic {
 #define mullama mullama_alone  // not the engine's own classes, where those are linked in too
 #define atomic pausing_atomic
 
-#include "engine.hpp"
-#include "stream.cpp"
-#include "text.cpp"
+#include "engine/engine.hpp"
+#include "engine/stream.cpp"
+#include "text/text.cpp"
 
 #undef atomic
 
@@ -226,7 +226,7 @@ void Engine::run() {
         bool worked = false;
         for (auto & stream : queue_) {
             const int64_t i = stream->generated(), n = stream->request().max_tokens;
-            Finish how = stream->dead(0);
+            Finish how = stream->end_reason(0);
             if (how == Finish::running && !stream->full()) {
                 worked = true;
                 if (!append(*stream, i)) {

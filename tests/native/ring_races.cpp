@@ -1,4 +1,4 @@
-// The rules of a ring and its bell one by one, and the three pairs of lines on which a wake-up hangs, racing each other.
+// The rules of a ring and its notifier one by one, and the three pairs of lines on which a wake-up hangs, racing each other.
 //
 // In a race both lines run at the same moment, without pauses, so that an order that is too weak shows; ring_stress.cpp
 // puts pauses between lines instead.
@@ -13,8 +13,8 @@ void check_capacity(uint32_t capacity) {
     auto engine = std::make_shared<Engine>(nullptr, EngineParams());
     auto kept = make_stream(engine, 0, capacity, -1);
     Stream & stream = *kept;
-    auto bell = std::make_shared<Doorbell>();
-    pollfd entry{bell->fd(), POLLIN, 0};
+    auto notifier = std::make_shared<Notifier>();
+    pollfd entry{notifier->fd(), POLLIN, 0};
     int32_t written = 0, taken = 0;
     for (int round = 0; round < 5; ++round) {
         while (!stream.full()) CHECK(append(stream, written++));
@@ -29,26 +29,26 @@ void check_capacity(uint32_t capacity) {
             stream.pop();
         }
     }
-    // the bell: not unless armed, once for each time it was, and answered rings do not come back
+    // the notifier: not unless armed, once for each time it was, and answered rings do not come back
     CHECK(poll(&entry, 1, 0) == 0);
     stream.notify();
     CHECK(poll(&entry, 1, 0) == 0);
     for (int round = 0; round < 3; ++round) {
-        stream.arm(bell);
+        stream.arm(notifier);
         stream.notify();
         stream.notify();
         CHECK(poll(&entry, 1, 0) == 1);
-        bell->answer();
+        notifier->drain();
         CHECK(poll(&entry, 1, 0) == 0);
     }
-    stream.arm(bell);
+    stream.arm(notifier);
     stream.disarm();
     stream.notify();
     CHECK(poll(&entry, 1, 0) == 0);
-    for (int i = 0; i < 100000; ++i) bell->ring();  // more than a socket holds
-    bell->answer();
+    for (int i = 0; i < 100000; ++i) notifier->notify();  // more than a socket holds
+    notifier->drain();
     CHECK(poll(&entry, 1, 0) == 0);
-    stream.arm(bell);
+    stream.arm(notifier);
     CHECK(stream.cancel() && !append(stream, 0));
     stream.end(Finish::cancelled, Fault::none, "", -1, "");
     CHECK(poll(&entry, 1, 0) == 1 && !stream.cancel());
@@ -90,8 +90,8 @@ void check_races(int rounds) {
     auto engine = std::make_shared<Engine>(nullptr, EngineParams());
     auto kept = make_stream(engine, 0, 1, -1);
     Stream & stream = *kept;
-    auto bell = std::make_shared<Doorbell>();
-    pollfd entry{bell->fd(), POLLIN, 0};
+    auto notifier = std::make_shared<Notifier>();
+    pollfd entry{notifier->fd(), POLLIN, 0};
 
     // The reader makes room while the engine looks for some: the engine sees it, or is woken.
     bool full = false;
@@ -106,27 +106,27 @@ void check_races(int rounds) {
          });
     stream.pop();
 
-    // A record comes while the reader goes to sleep: the reader sees it, or the bell rings.
+    // A record comes while the reader goes to sleep: the reader sees it, or the notifier rings.
     bool seen = false;
-    race(rounds, [&] { stream.arm(bell); seen = stream.ready(); },
+    race(rounds, [&] { stream.arm(notifier); seen = stream.ready(); },
          [&] { CHECK(append(stream, 0)); stream.notify(); },
          [&] {
              CHECK(seen || poll(&entry, 1, 0) == 1);
              stream.disarm();
              stream.pop();
-             bell->answer();
+             notifier->drain();
          });
 
     // A record comes while the reader answers the ring of another: it is seen, or rings anew; and so does the next.
-    stream.arm(bell);
-    bell->ring();
-    race(rounds, [&] { bell->answer(); seen = stream.ready(); },
+    stream.arm(notifier);
+    notifier->notify();
+    race(rounds, [&] { notifier->drain(); seen = stream.ready(); },
          [&] { CHECK(append(stream, 0)); stream.notify(); },
          [&] {
              CHECK(seen || poll(&entry, 1, 0) == 1);
              stream.pop();
-             stream.arm(bell);
-             bell->ring();
+             stream.arm(notifier);
+             notifier->notify();
              CHECK(poll(&entry, 1, 0) == 1);
          });
 }

@@ -1,7 +1,7 @@
 // A million records between threads, over rings of one record to 32, and not one of them, nor a wake-up, is lost.
 //
-// Readers are the two shells in small: a thread a stream with a bell of its own (mullama/_sync.py), and one thread that
-// reads many streams of two engines over one bell (mullama/_bell.py). Some cancel; some wait until the ring is full, to
+// Readers are the two shells in small: a thread a stream with a notifier of its own (mullama/_sync.py), and one thread that
+// reads many streams of two engines over one notifier (mullama/_bell.py). Some cancel; some wait until the ring is full, to
 // count it. What is between them is in alone.hpp: the real classes, in which each line of one side comes to lie between
 // any two of the other.
 //
@@ -78,34 +78,34 @@ class Reader {
     bool cancelled_ = false;
 };
 
-void wait_for(Doorbell & bell) {
-    pollfd entry{bell.fd(), POLLIN, 0};
+void wait_for(Notifier & notifier) {
+    pollfd entry{notifier.fd(), POLLIN, 0};
     while (poll(&entry, 1, -1) < 0) CHECK(errno == EINTR);
-    bell.answer();
+    notifier.drain();
 }
 
-// The blocking shell: one thread, one stream at a time, a bell of its own that goes with it.
+// The blocking shell: one thread, one stream at a time, a notifier of its own that goes with it.
 void read_alone(std::shared_ptr<Engine> engine, uint32_t capacity, int64_t records, int64_t each, uint64_t seed) {
     for (int32_t number = 0; records > 0; ++number, records -= each) {
         Reader reader(engine, number, capacity, each, seed + uint64_t(number));
-        auto bell = std::make_shared<Doorbell>();
+        auto notifier = std::make_shared<Notifier>();
         while (!reader.drain()) {
-            reader.stream().arm(bell);
+            reader.stream().arm(notifier);
             if (reader.stream().ready()) {
                 reader.stream().disarm();
             } else {
-                wait_for(*bell);
+                wait_for(*notifier);
             }
         }
     }
 }
 
-// The awaiting shell: one thread and one bell for all streams of all engines; it waits only if none of them is ready.
+// The awaiting shell: one thread and one notifier for all streams of all engines; it waits only if none of them is ready.
 void read_together(std::vector<std::shared_ptr<Engine>> engines, uint32_t capacity, int64_t records, int64_t each,
                    uint64_t seed) {
     const int64_t rounds = std::max<int64_t>(1, records / each / int64_t(3 * engines.size()));
     for (int64_t round = 0; round < rounds; ++round) {
-        auto bell = std::make_shared<Doorbell>();
+        auto notifier = std::make_shared<Notifier>();
         std::vector<std::unique_ptr<Reader>> readers;
         for (int32_t number = 0; number < int32_t(3 * engines.size()); ++number) {
             const auto & engine = engines[size_t(number) % engines.size()];
@@ -121,10 +121,10 @@ void read_together(std::vector<std::shared_ptr<Engine>> engines, uint32_t capaci
             }
             bool ready = readers.empty();
             for (auto & reader : readers) {
-                reader->stream().arm(bell);
+                reader->stream().arm(notifier);
                 ready = ready || reader->stream().ready();
             }
-            if (!ready) wait_for(*bell);
+            if (!ready) wait_for(*notifier);
         }
     }
 }

@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "team.hpp"
+#include "threads/team.hpp"
 
 using mullama::place;
 using mullama::Team;

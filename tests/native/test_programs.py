@@ -9,7 +9,7 @@ import pytest
 from build_programs import HERE, NATIVE, program, run
 
 PROGRAMS = sorted(HERE.glob("*.cpp"))
-SEEN = sorted([*HERE.glob("*.[ch]pp"), *NATIVE.glob("*.[ch]pp")])
+SEEN = sorted([*HERE.glob("*.[ch]pp"), *NATIVE.rglob("*.[ch]pp")])
 
 
 @pytest.mark.timeout(900)  # compiling under a sanitizer on a busy machine

@@ -6,7 +6,7 @@
 #include <vector>
 
 #define mullama mullama_alone  // not the engine's own class, where that is linked in too
-#include "text.cpp"
+#include "text/text.cpp"
 
 using mullama::Text;
 

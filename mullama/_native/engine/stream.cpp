@@ -1,0 +1,141 @@
+// The two sides of one generation; see stream.hpp for the invariants.
+#include "engine/stream.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "engine/engine.hpp"
+
+namespace mullama {
+
+int64_t now_us() {
+    using namespace std::chrono;
+    return duration_cast<microseconds>(steady_clock::now().time_since_epoch()).count();
+}
+
+Stream::Stream(std::shared_ptr<Engine> engine, Request request, size_t longest_piece)
+    : engine_(std::move(engine)),
+      request_(std::move(request)),
+      deadline_us_(request_.timeout_us > 0 ? request_.called_us + request_.timeout_us : 0),
+      ring_(request_.buffer_size, uint32_t(Text::bound(longest_piece, request_.stops)), request_.n_top) {
+    outcome_.called_us = request_.called_us;
+}
+
+void Stream::pop() {
+    ring_.pop();
+    if (paused_.load() && paused_.exchange(false)) engine_->wake();
+}
+
+bool Stream::cancel() {
+    {
+        std::lock_guard<std::mutex> lock(transcript_mutex_);
+        if (ended_.load()) return false;
+        cancelled_.store(true);
+    }
+    engine_->wake();
+    return true;
+}
+
+Outcome Stream::outcome() const {
+    std::lock_guard<std::mutex> lock(transcript_mutex_);
+    Outcome copy = outcome_;
+    if (copy.finish == Finish::running && cancelled_.load()) copy.finish = Finish::cancelled;
+    return copy;
+}
+
+std::vector<float> Stream::take_logits() {
+    std::lock_guard<std::mutex> lock(transcript_mutex_);
+    return std::move(outcome_.logits);
+}
+
+double Stream::rate() const {
+    std::lock_guard<std::mutex> lock(transcript_mutex_);
+    const int64_t took = outcome_.last_us - outcome_.first_us;
+    return took > 0 ? 1e6 * double(outcome_.tokens.size() - 1) / double(took) : 0.0;
+}
+
+void Stream::arm(std::shared_ptr<Notifier> notifier) {
+    std::lock_guard<std::mutex> lock(notifier_mutex_);
+    notifier_ = std::move(notifier);
+    armed_.store(true);
+}
+
+void Stream::notify() {
+    if (!armed_.load() || !armed_.exchange(false)) return;
+    std::shared_ptr<Notifier> notifier;
+    {
+        std::lock_guard<std::mutex> lock(notifier_mutex_);
+        notifier = notifier_;
+    }
+    if (notifier) notifier->notify();
+}
+
+Finish Stream::end_reason(int64_t now) const {
+    if (cancelled_.load()) return Finish::cancelled;
+    return deadline_us_ > 0 && now >= deadline_us_ ? Finish::timeout : Finish::running;
+}
+
+bool Stream::full() {
+    if (ring_.size() < ring_.capacity()) return false;
+    paused_.store(true);
+    if (ring_.size() == ring_.capacity()) return true;
+    paused_.store(false);
+    return false;
+}
+
+bool Stream::append(const Choice & choice, const std::string & text, Finish finish, int stop) {
+    std::lock_guard<std::mutex> lock(transcript_mutex_);
+    if (cancelled_.load()) return false;
+    Record * record = ring_.back();
+    if (record == nullptr) return false;  // cannot be: the engine asked full() before it computed this token
+    record->token = choice.token;
+    record->logprob = choice.logprob;
+    record->finish = int32_t(finish);
+    record->n_top = request_.n_top;
+    std::copy_n(choice.top.begin(), request_.n_top, record->top());
+    record->n_bytes = uint32_t(text.size());
+    std::memcpy(record->text(), text.data(), text.size());
+    outcome_.tokens.push_back(choice.token);
+    outcome_.logprobs.push_back(choice.logprob);
+    outcome_.top.insert(outcome_.top.end(), choice.top.begin(), choice.top.end());
+    outcome_.text += text;
+    outcome_.finish = finish;  // of the last one: who reads it asks for the outcome, before end() perhaps
+    outcome_.stop = stop;
+    outcome_.last_us = now_us();
+    if (outcome_.first_us == 0) outcome_.first_us = outcome_.last_us;
+    n_generated_.store(int64_t(outcome_.tokens.size()));
+    ring_.push();
+    return true;
+}
+
+void Stream::set_logits(size_t i, const float * row, size_t n) {
+    std::lock_guard<std::mutex> lock(transcript_mutex_);
+    outcome_.logits.reserve(request_.n_logits * n);
+    outcome_.logits.resize(i * n);
+    outcome_.logits.insert(outcome_.logits.end(), row, row + n);
+    outcome_.last_us = now_us();
+    if (outcome_.first_us == 0) outcome_.first_us = outcome_.last_us;
+}
+
+void Stream::admitted(int64_t cached_tokens) {
+    std::lock_guard<std::mutex> lock(transcript_mutex_);
+    outcome_.admitted_us = now_us();
+    outcome_.cached_tokens = cached_tokens;
+}
+
+void Stream::end(Finish finish, Fault fault, const std::string & message, int stop, const std::string & rest) {
+    {
+        std::lock_guard<std::mutex> lock(transcript_mutex_);
+        outcome_.finish = finish;
+        outcome_.fault = fault;
+        outcome_.message = message;
+        outcome_.stop = stop;
+        outcome_.text += rest;
+        outcome_.ended_us = now_us();
+        ended_.store(true);
+    }
+    armed_.store(true);  // a close() may have taken what the reader was rung for: the end rings in any case
+    notify();
+}
+
+}  // namespace mullama

@@ -1,0 +1,118 @@
+// One generation as both sides see it: what was asked, the ring, the signals, and the transcript of what was generated.
+//
+// The engine writes, one reader reads. Two signals travel back, *cancel* and *room*; both end in Engine::wake.
+// Invariants:
+//  * after cancel() returns, no token is added to the ring or to the transcript any more;
+//  * `ended` is set once, by the engine, after the last record and when the slot is free for whatever is asked of the engine
+//    next; the outcome is fixed then;
+//  * the ending has a place of its own (the outcome), so that no full ring can block it.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/notifier.hpp"
+#include "model/lora.hpp"
+#include "engine/ring.hpp"
+#include "sampling/sampler.hpp"
+#include "text/text.hpp"
+
+namespace mullama {
+
+class Engine;
+
+int64_t now_us();  // of the steady clock
+
+enum class Finish : int { running, stop, length, cancelled, timeout, error };
+enum class Fault : int { none, generation, sampling, closed };
+
+// What a stream asks for; fixed once it is submitted.
+struct Request {
+    std::vector<int32_t> prompt;   // never empty, shorter than what one sequence may hold
+    int64_t max_tokens = -1;       // -1: until an end token, or until the sequence is full
+    int64_t called_us = 0;         // when it was asked for, on the clock of now_us()
+    int64_t timeout_us = 0;        // from then on; 0: none
+    int64_t delay_us = 0;          // between two tokens
+    uint32_t buffer_size = 32;     // records in the ring
+    uint32_t n_top = 0;            // candidates that each token is to come with
+    int64_t min_tokens = 0;        // no end token before
+    std::vector<std::string> stops;
+    Sampling sampling;
+    std::vector<int32_t> preserved;    // special tokens whose names are text here, as those of a tool call
+    Loras loras;                   // the adapters that the model wears for this stream
+    uint32_t n_logits = 0;         // above 0: no tokens, only the logits after so many of the prompt's last tokens
+
+    size_t first_output() const { return prompt.size() - std::max(n_logits, 1u); }  // of the prompt, whose logits are read
+};
+
+// How it went; complete once the stream has ended, a snapshot before that.
+struct Outcome {
+    Finish finish = Finish::running;
+    Fault fault = Fault::none;
+    std::string message;           // of the fault
+    int stop = -1;                 // index of the stop string that was found
+    std::vector<int32_t> tokens;   // every token that was generated, the one that ended it included
+    std::vector<float> logprobs;   // of each
+    std::vector<Candidate> top;    // n_top for each
+    std::string text;              // what they say, stop string excluded
+    std::vector<float> logits;     // n_logits rows of n_vocab
+    int64_t cached_tokens = 0;     // of the prompt, not computed again
+    int64_t called_us = 0, admitted_us = 0, first_us = 0, last_us = 0, ended_us = 0;  // 0: never came to it
+};
+
+class Stream {
+  public:
+    Stream(std::shared_ptr<Engine> engine, Request request, size_t longest_piece);
+
+    // ---- the reader's side, any thread, one at a time
+    const Record * front() { return ring_.front(); }
+    void pop();                          // gives the room back; wakes the engine if it waits for it
+    bool ended() const { return ended_.load(); }
+    bool ready() { return ring_.size() > 0 || ended_.load(); }
+    uint32_t buffered() const { return ring_.size(); }
+    bool paused() const { return paused_.load(); }
+    bool cancel();                       // false: it had ended already
+    Outcome outcome() const;             // a copy
+    std::vector<float> take_logits();    // out of the outcome: they are many
+    int64_t generated() const { return n_generated_.load(); }
+    double rate() const;                 // tokens per second from the first to the last so far; 0 before there are two
+    // Ask for a ring of `notifier` at the next record or at the end. Look at ready() again before waiting.
+    void arm(std::shared_ptr<Notifier> notifier);
+    void disarm() { armed_.store(false); }
+
+    // ---- the engine's side
+    const Request & request() const { return request_; }
+    int64_t deadline_us() const { return deadline_us_; }  // 0: none
+    Finish end_reason(int64_t now) const;      // cancelled or timeout where it is to end; else running
+    bool full();                         // and if so, remember to be woken when there is room
+    // Append one token; `text` is what it completed, `finish` and `stop` are of the last one. False, and nothing done, if the
+    // stream was cancelled meanwhile.
+    bool append(const Choice & choice, const std::string & text, Finish finish, int stop = -1);
+    void set_logits(size_t i, const float * row, size_t n);  // the i-th row; what was beyond it is dropped
+    void admitted(int64_t cached_tokens);
+    // The end. `rest` is text that was held back and has no record to go with (none but the transcript shows it).
+    void end(Finish finish, Fault fault, const std::string & message, int stop, const std::string & rest);
+    void notify();                       // ring the notifier if the reader waits
+
+  private:
+    const std::shared_ptr<Engine> engine_;
+    const Request request_;
+    const int64_t deadline_us_;
+    Ring ring_;
+    std::atomic<bool> cancelled_{false};
+    std::atomic<bool> ended_{false};
+    std::atomic<bool> paused_{false};    // the producer waits for room
+    std::atomic<bool> armed_{false};     // the reader waits for a record
+    std::atomic<int64_t> n_generated_{0};
+    std::mutex notifier_mutex_;
+    std::shared_ptr<Notifier> notifier_;
+    mutable std::mutex transcript_mutex_;   // guards outcome_, and makes cancel() and append() exclude each other
+    Outcome outcome_;
+};
+
+}  // namespace mullama
