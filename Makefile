@@ -9,7 +9,7 @@ ARGS ?=
 PYTHONS ?= 3.10 3.11 3.12 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build lint types native docs bench debug asan tsan test-all dist-check clean distclean
+.PHONY: help demo test build lint types native docs reference bench debug asan tsan test-all dist-check clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ types: build $(VENV)/installed ## strict types, and the stub against the extensi
 
 docs: build $(VENV)/installed ## try the documentation: its examples, links and reference
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
+
+reference: build $(VENV)/installed ## write the generated parts of docs/reference/ from the docstrings
+	$(BIN)/python tools/reference.py
 
 bench: build $(VENV)/installed ## measure, print tables, write docs/benchmarks.md; ARGS="one_stream" for one question
 	$(BIN)/python bench/report.py $(ARGS)
