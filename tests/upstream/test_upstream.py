@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_bad_files import DATA, PARTS, damage
 
 from build_programs import NATIVE, program
 from mullama import default_model
-from test_bad_files import DATA, PARTS, damage
 
 HERE = Path(__file__).resolve().parent
 SEEN = sorted([*HERE.glob("*.hpp"), *(NATIVE / "checks").glob("*.[ch]pp")])
