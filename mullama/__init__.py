@@ -53,6 +53,7 @@ from .errors import (
     SamplingError,
     StateError,
     StreamingError,
+    StreamTimeoutError,
     TokenizationError,
 )
 from .llama import CompletionChunk, CompletionOptions, Llama, LlamaParams
@@ -95,6 +96,7 @@ __all__ = [
     "StreamConfig",
     "StreamControl",
     "StreamStatistics",
+    "StreamTimeoutError",
     "StreamingError",
     "Timings",
     "TokenData",

@@ -151,7 +151,9 @@ class ItemStream(GenerationFace[T], StreamTools[T]):
 
 def _as_closed(error: ClosedError) -> StreamClosedError:
     """The same as anyio's streams raise it."""
-    return StreamClosedError(error.message, hint=error.hint)
+    closed = StreamClosedError(error.message, hint=error.hint)
+    closed.completion = error.completion
+    return closed
 
 
 class TokenStream(ItemStream[TokenData]):

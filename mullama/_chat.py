@@ -24,7 +24,7 @@ from ._records import (
 )
 from ._schema import plain_schema, tool_schema
 from .config import StreamConfig
-from .errors import ChatError
+from .errors import ChatError, MullamaError
 
 if TYPE_CHECKING:
     from ._model import Model
@@ -82,8 +82,14 @@ class ChatGeneration:
 
     def take(self) -> ChatDelta | None:
         if self._failure is not None:
-            raise ChatError(self._failure, hint="Its text so far is in completion().")
-        token = self.generation.take()
+            error = ChatError(self._failure, hint="Its text so far is in completion().")
+            error.completion = self.completion()
+            raise error
+        try:
+            token = self.generation.take()
+        except MullamaError as e:
+            e.completion = self.completion()
+            raise
         if token is None:
             return None
         news: list[_News] = []

@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, TypeVar
 
 from . import _checks, _core, _exit, _log
 from ._model import Model, checked_tokens
-from ._records import Completion, FinishReason, StreamStatistics, Timings, TokenData, TokenLogprob, Usage
+from ._records import Completion, FinishDetail, FinishReason, StreamStatistics, Timings, TokenData, TokenLogprob, Usage
 from ._schema import fixed_grammar, plain_schema
 from .config import SamplerParams, StreamConfig
-from .errors import ClosedError, ContextError, GenerationError, MullamaError, SamplingError, StreamingError
+from .errors import (
+    ClosedError,
+    ContextError,
+    GenerationError,
+    MullamaError,
+    SamplingError,
+    StreamingError,
+    StreamTimeoutError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -149,25 +157,36 @@ class Generation:
         sequence = self._stops[stop] if stop >= 0 else None
         named, n = self._named(top), self._n_top
         tops = tuple(named[i : i + n] for i in range(0, len(named), n)) if named else ()
-        completion = Completion(text, tokens, _FINISH[finish], sequence, usage, timings, logprobs, tops)
+        detail = self._finish_detail(_FINISH[finish], sequence, len(tokens))
+        completion = Completion(text, tokens, _FINISH[finish], sequence, usage, timings, logprobs, tops, detail)
         if ended:
             self._completion = completion
             _log.fetch()
         return completion
 
+    def _finish_detail(self, reason: FinishReason, sequence: str | None, n_tokens: int) -> FinishDetail | None:
+        if reason == "stop":
+            return "end_token" if sequence is None else "stop_sequence"
+        if reason == "length":
+            return "max_tokens" if n_tokens == self.config.max_tokens else "context_full"
+        return None
+
     def _ending(self) -> Exception:
         finish, fault, message = self.core.outcome()[:3]
+        error: MullamaError
         if fault:
             if _FAULT[fault] is ClosedError:
                 _exit.park()
-            return _FAULT[fault](message)
-        if _FINISH[finish] == "timeout":
-            return StreamingError(
+            error = _FAULT[fault](message)
+        elif _FINISH[finish] == "timeout":
+            error = StreamTimeoutError(
                 f"the stream took longer than its timeout_ms={self.config.timeout_ms}",
                 hint="Waiting for a slot and for the reader counts; timeout_ms=0 is no limit.",
-                code="STREAM_TIMEOUT",
             )
-        return EndOfGeneration()
+        else:
+            return EndOfGeneration()
+        error.completion = self.completion()
+        return error
 
 
 def many(context: Context, prompt: str | Sequence[int], n: int, config: StreamConfig) -> list[Generation]:

@@ -12,6 +12,7 @@ __all__ = [
     "ChatMessage",
     "Completion",
     "ContextStatistics",
+    "FinishDetail",
     "FinishReason",
     "StreamControl",
     "StreamStatistics",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+FinishDetail = Literal["end_token", "stop_sequence", "max_tokens", "context_full"]
 
 
 class TokenLogprob(NamedTuple):
@@ -125,13 +127,15 @@ class Completion:
     Attributes:
         text: All that was generated, without the stop string.
         tokens: The ids of all tokens that were generated, an end token included.
-        finish_reason: ``"stop"`` (an end token or a stop string), ``"length"`` (max_tokens, or the context is full),
+        finish_reason: ``"stop"`` (an end token or a stop string), ``"length"`` (`max_tokens`, or a full context),
             ``"cancelled"``, ``"timeout"`` or ``"error"``.
         stop_sequence: The stop string that ended it, if one did.
         usage: Numbers of tokens.
         timings: Where the time went.
         logprobs: The log-probability of each token, as `TokenData.logprob`.
         top_logprobs: For each token, as `TokenData.top_logprobs`; empty where none were asked for.
+        finish_detail: What exactly ended it: ``"end_token"`` or ``"stop_sequence"`` where the reason is ``"stop"``,
+            ``"max_tokens"`` or ``"context_full"`` where it is ``"length"``; None for the other reasons.
     """
 
     text: str
@@ -142,6 +146,7 @@ class Completion:
     timings: Timings
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
+    finish_detail: FinishDetail | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -274,6 +279,21 @@ class ChatCompletion:
 
     def __str__(self) -> str:
         return self.message.content
+
+    @property
+    def text(self) -> str:
+        """What the message says to the user: its content."""
+        return self.message.content
+
+    @property
+    def usage(self) -> Usage:
+        """Numbers of tokens."""
+        return self.completion.usage
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went."""
+        return self.completion.timings
 
 
 class StreamControl(enum.Enum):

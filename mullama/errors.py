@@ -10,7 +10,10 @@ from __future__ import annotations
 import errno as _errno
 import os
 import pickle
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from ._records import ChatCompletion, Completion
 
 __all__ = [
     "ChatError",
@@ -27,6 +30,7 @@ __all__ = [
     "MullamaError",
     "SamplingError",
     "StateError",
+    "StreamTimeoutError",
     "StreamingError",
     "TokenizationError",
     "model_load_error",
@@ -40,11 +44,16 @@ class MullamaError(Exception):
         message: What happened, with the value that caused it.
         hint: What to do about it, if there is something to say. `str(error)` is the message and the hint.
         code: A stable word for programs. Each class has its own; one error may carry a narrower one.
+
+    Attributes:
+        completion: What had been generated when a stream failed, so that no text is lost: a `ChatCompletion` in a chat, a
+            `Completion` elsewhere. None where nothing was being generated.
     """
 
     code: str = "MULLAMA_ERROR"
     message: str
     hint: str | None
+    completion: Completion | ChatCompletion | None = None
 
     def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -168,10 +177,16 @@ class GenerationError(MullamaError):
 
 
 class StreamingError(MullamaError):
-    """A stream ended before its text did (code `STREAM_TIMEOUT`: its `timeout_ms` was over), or was asked too early for its
-    completion (`STREAM_RUNNING`), or by a second reader (`STREAM_BUSY`)."""
+    """A stream cannot do what was asked of it: it has no completion yet (code `STREAM_RUNNING`), or another thread is reading
+    it (`STREAM_BUSY`). Its subclass `StreamTimeoutError` means that it ran out of time."""
 
     code = "STREAMING_ERROR"
+
+
+class StreamTimeoutError(StreamingError, TimeoutError):
+    """A stream reached its `timeout_ms`. The tokens before that have been delivered, and are in `completion`."""
+
+    code = "STREAM_TIMEOUT"
 
 
 class ClosedError(MullamaError):

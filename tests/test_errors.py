@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mullama import errors
+from mullama import Completion, Timings, Usage, errors
 from mullama.errors import (
     ChatError,
     ClosedError,
@@ -28,6 +28,7 @@ from mullama.errors import (
     SamplingError,
     StateError,
     StreamingError,
+    StreamTimeoutError,
     TokenizationError,
     model_load_error,
 )
@@ -46,6 +47,7 @@ CODES: dict[type[MullamaError], str] = {
     SamplingError: "SAMPLING_ERROR",
     GenerationError: "GENERATION_ERROR",
     StreamingError: "STREAMING_ERROR",
+    StreamTimeoutError: "STREAM_TIMEOUT",
     ClosedError: "CLOSED",
     InvalidParameter: "INVALID_PARAMETER",
     InvalidParameterType: "INVALID_PARAMETER",
@@ -57,6 +59,7 @@ RELATIVES: dict[type[MullamaError], tuple[type[BaseException], ...]] = {
     ModelIsADirectoryError: (ModelLoadError, IsADirectoryError),
     ModelPermissionError: (ModelLoadError, PermissionError),
     ForkError: (ContextError,),
+    StreamTimeoutError: (StreamingError, TimeoutError),
     InvalidParameter: (ValueError,),
     InvalidParameterType: (InvalidParameter, ValueError, TypeError),
 }
@@ -86,24 +89,24 @@ def test_code_and_relatives(cls: type[MullamaError]) -> None:
 
 @every_class
 def test_message_and_hint(cls: type[MullamaError]) -> None:
-    plain, hinted = cls("it broke"), cls("it broke", hint="Mend it.")
+    plain, hinted = cls("it broke"), cls("it broke", hint="Fix it.")
     assert (plain.message, plain.hint, str(plain)) == ("it broke", None, "it broke")
-    assert (hinted.message, hinted.hint, str(hinted)) == ("it broke", "Mend it.", "it broke. Mend it.")
-    assert str(cls("it broke!", hint="Mend it.")) == "it broke! Mend it."
+    assert (hinted.message, hinted.hint, str(hinted)) == ("it broke", "Fix it.", "it broke. Fix it.")
+    assert str(cls("it broke!", hint="Fix it.")) == "it broke! Fix it."
     assert plain.args == ("it broke",)
     assert repr(plain) == f"{cls.__name__}('it broke')"
 
 
 @every_class
 def test_code_of_one_error_does_not_leak_into_the_class(cls: type[MullamaError]) -> None:
-    assert cls("too late", code="STREAM_TIMEOUT").code == "STREAM_TIMEOUT"
+    assert cls("too late", code="TOO_LATE").code == "TOO_LATE"
     assert cls("again").code == CODES[cls]
 
 
 @every_class
 @every_copy
 def test_copies_say_the_same(cls: type[MullamaError], duplicate: Any) -> None:
-    error = cls("it broke", hint="Mend it.", code="SPECIAL")
+    error = cls("it broke", hint="Fix it.", code="SPECIAL")
     if hasattr(error, "add_note"):
         error.add_note("seen in passing")
     other = duplicate(error)
@@ -111,6 +114,16 @@ def test_copies_say_the_same(cls: type[MullamaError], duplicate: Any) -> None:
     assert other is not error
     assert vars(other) == vars(error)
     assert (other.code, str(other), other.args) == ("SPECIAL", str(error), error.args)
+
+
+@every_class
+@every_copy
+def test_copies_keep_the_completion(cls: type[MullamaError], duplicate: Any) -> None:
+    error = cls("it broke")
+    assert error.completion is None
+    error.completion = Completion("Once upon", (1, 2), "error", None, Usage(3, 2, 0), Timings(1.0, 2.0, 3.0, 4.0))
+    assert duplicate(error).completion == error.completion
+    assert cls("again").completion is None
 
 
 @every_copy
