@@ -15,6 +15,7 @@ if _util.find_spec("mullama._core") is None:
 from ._async import AsyncContext, AsyncModel
 from ._async_streams import ChatStream, StreamClosedError, TokenStream
 from ._chat import ChatOptions
+from ._embeddings import cosine_similarity
 from ._merge import merge
 from ._model import Lora, Model, default_model
 from ._records import (
@@ -34,7 +35,6 @@ from ._records import (
 )
 from ._sync import Context
 from ._sync_streams import ChatIterator, TokenIterator
-from ._vectors import cosine_similarity
 from ._version import __version__, llama_cpp_version
 from .config import ContextParams, SamplerParams, StreamConfig
 from .errors import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,18 +19,20 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from . import _checks, _core
+from ._arguments import MaxTokens, arguments, chat_request, several_requests, text_request
 from ._async_streams import ChatStream, TokenStream
-from ._chat import ChatGeneration, ChatOptions, Message
-from ._generation import Generation, many
+from ._chat import ChatRequest
+from ._context import BaseContext, SharedContext
+from ._embeddings import Array
+from ._generation import goes_on
 from ._model import Lora, Model, StrPath
-from ._records import ChatCompletion, Completion, ContextStatistics, StreamControl, TokenData
-from ._sync import Context, goes_on
-from ._vectors import Array
-from .config import UNSET, ContextParams, SamplerParams, StreamConfig, Unset, stream_config
-from .errors import ContextError
+from ._records import ChatCompletion, Completion, StreamControl, TokenData
+from ._request import Prompt, TextRequest
+from ._sync import Context
+from .config import UNSET, ContextParams, SamplerParams, StreamConfig
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -42,12 +44,11 @@ U = TypeVar("U")
 Answer = bool | StreamControl | None
 
 
-class AsyncContext:
+class AsyncContext(BaseContext):
     """A `Context` for asynchronous code; made with `await AsyncContext.create(model, …)`."""
 
     def __init__(self, context: Context) -> None:
-        self.model = context.model
-        self._context: Context | None = context
+        super().__init__(context.model, context._shared)
 
     @classmethod
     async def create(
@@ -58,73 +59,38 @@ class AsyncContext:
         Cancelled, it finishes what it began and undoes it.
         """
         plain = model.model if isinstance(model, AsyncModel) else model
-        return AsyncContext(await _in_thread(lambda _: Context(plain, params, **changes), undo=Context.close))
+        shared = await _in_thread(lambda _: SharedContext(plain, params, changes), undo=SharedContext.close)
+        return AsyncContext._over(plain, shared)
 
     @property
     def context(self) -> Context:
         """The same context for synchronous code in other threads."""
-        if self._context is None:
-            raise ContextError(
-                "the model cannot generate: only its vocabulary was loaded", hint="Load it without vocab_only."
-            )
-        return self._context
+        return Context._over(self.model, self._shared)
 
-    @property
-    def n_ctx(self) -> int:
-        """Tokens that one sequence may use."""
-        return self.context.n_ctx
-
-    def statistics(self) -> ContextStatistics:
-        """The context at this moment."""
-        return self.context.statistics()
-
-    def clear_cache(self) -> None:
-        """As `Context.clear_cache`."""
-        self.context.clear_cache()
-
-    def generate_stream(
-        self,
-        prompt: str | Sequence[int],
-        max_tokens: int | StreamConfig | Unset | None = UNSET,
-        params: SamplerParams | None = None,
-        *,
-        config: StreamConfig | None = None,
-    ) -> TokenStream:
+    @arguments(text_request)
+    def generate_stream(self, request: TextRequest) -> TokenStream:
         """Start generating, and return the stream of tokens. Does not wait; arguments and errors as `Context.generate_stream`.
 
         A text is tokenised here, on the event loop's thread, at about 10 MB/s; for more than a few hundred kilobytes call
         `Model.tokenize` in a worker thread, and pass the ids.
         """
-        return TokenStream(Generation(self.context, prompt, stream_config(max_tokens, params, config)))
+        return TokenStream(self._shared.generation(request))
 
-    async def generate(
-        self,
-        prompt: str | Sequence[int],
-        max_tokens: int | StreamConfig | Unset | None = UNSET,
-        params: SamplerParams | None = None,
-        *,
-        config: StreamConfig | None = None,
-    ) -> Completion:
+    @arguments(text_request)
+    async def generate(self, request: TextRequest) -> Completion:
         """Generate, and return all of it at the end. Cancelled, it has stopped generating when it returns."""
-        async with self.generate_stream(prompt, max_tokens, params, config=config) as stream:
+        async with TokenStream(self._shared.generation(request)) as stream:
             async for _ in stream:
                 pass
         return stream.completion()
 
-    async def generate_many(
-        self,
-        prompt: str | Sequence[int],
-        n: int,
-        max_tokens: int | StreamConfig | Unset | None = UNSET,
-        params: SamplerParams | None = None,
-        *,
-        config: StreamConfig | None = None,
-    ) -> list[Completion]:
+    @arguments(several_requests)
+    async def generate_many(self, several: tuple[TextRequest, int]) -> list[Completion]:
         """As `Context.generate_many`. Cancelled, all of them have stopped generating when it returns."""
         async with AsyncExitStack() as stack:
             streams = [
                 await stack.enter_async_context(TokenStream(generation))
-                for generation in many(self.context, prompt, n, stream_config(max_tokens, params, config))
+                for generation in self._shared.generations(*several)
             ]
             for stream in streams:
                 stack.callback(stream.cancel)  # all of them at once, before it waits for one by one
@@ -135,8 +101,8 @@ class AsyncContext:
 
     async def generate_streaming(
         self,
-        prompt: str | Sequence[int],
-        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        prompt: Prompt,
+        max_tokens: MaxTokens = UNSET,
         callback: Callable[[TokenData], Answer | Awaitable[Answer]] | None = None,
         params: SamplerParams | None = None,
         *,
@@ -157,8 +123,8 @@ class AsyncContext:
     async def stream_into(
         self,
         send: ObjectSendStream[TokenData],
-        prompt: str | Sequence[int],
-        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        prompt: Prompt,
+        max_tokens: MaxTokens = UNSET,
         params: SamplerParams | None = None,
         *,
         config: StreamConfig | None = None,
@@ -180,8 +146,8 @@ class AsyncContext:
     @asynccontextmanager
     async def open_stream(
         self,
-        prompt: str | Sequence[int],
-        max_tokens: int | StreamConfig | Unset | None = UNSET,
+        prompt: Prompt,
+        max_tokens: MaxTokens = UNSET,
         params: SamplerParams | None = None,
         *,
         config: StreamConfig | None = None,
@@ -216,49 +182,26 @@ class AsyncContext:
         if failures:
             raise failures[0]
 
-    def chat_stream(
-        self,
-        messages: Iterable[Message],
-        max_tokens: int | StreamConfig | Unset | None = UNSET,
-        params: SamplerParams | None = None,
-        *,
-        config: StreamConfig | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> ChatStream:
+    @arguments(chat_request)
+    def chat_stream(self, request: ChatRequest) -> ChatStream:
         """Start answering a chat. Does not wait; arguments and errors as `Context.chat_stream`."""
-        return ChatStream(ChatGeneration(self.context, messages, options, stream_config(max_tokens, params, config)))
+        return ChatStream(self._shared.chat_generation(request))
 
-    async def chat(
-        self,
-        messages: Iterable[Message],
-        max_tokens: int | StreamConfig | Unset | None = UNSET,
-        params: SamplerParams | None = None,
-        *,
-        config: StreamConfig | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> ChatCompletion:
+    @arguments(chat_request)
+    async def chat(self, request: ChatRequest) -> ChatCompletion:
         """Answer a chat, and return the whole answer. Cancelled, it has stopped generating when it returns."""
-        async with self.chat_stream(messages, max_tokens, params, config=config, **options) as stream:
+        async with ChatStream(self._shared.chat_generation(request)) as stream:
             async for _ in stream:
                 pass
         return stream.chat_completion()
 
     async def decode(self, tokens: Sequence[int], *, all_logits: bool = False) -> Array:
         """As `Context.decode`; one task at a time. Cancelled, nothing was appended."""
-        context = self.context
-        text, generation = context._start_decoding(tokens, all_logits)
+        generation, finish = self._shared.decoding(tokens, all_logits)
         async with TokenStream(generation) as stream:
             async for _ in stream:
                 pass
-        return context._finish_decoding(text, generation, all_logits)
-
-    def logits(self) -> Array:
-        """As `Context.logits`."""
-        return self.context.logits()
-
-    def reset(self) -> None:
-        """As `Context.reset`."""
-        self.context.reset()
+        return finish()
 
     async def embed(self, text: str, *, normalize: bool = True, pooling: str | None = None) -> Array:
         """As `Context.embed`, in a worker thread. Cancelled, it stops computing."""
@@ -267,8 +210,11 @@ class AsyncContext:
 
     async def embed_batch(self, texts: Sequence[str], *, normalize: bool = True, pooling: str | None = None) -> Array:
         """As `Context.embed_batch`, in a worker thread. Cancelled, it stops computing."""
-        context = self.context
-        return await _in_thread(lambda stop: context._embed(texts, normalize, pooling, stop), undo=lambda _: None)
+        shared = self._shared
+        return await _in_thread(
+            lambda stop: shared.embed_batch(texts, normalize=normalize, pooling=pooling, stop=stop),
+            undo=lambda _: None,
+        )
 
     async def load_lora(self, path: StrPath) -> Lora:
         """As `Model.load_lora`, in a worker thread. Cancelled, it finishes what it began and drops it."""
@@ -277,12 +223,12 @@ class AsyncContext:
 
     async def save_state(self, path: StrPath) -> None:
         """As `Context.save_state`, in a worker thread. Cancelled, it stops writing and leaves what was there before."""
-        context = self.context
-        await _in_thread(lambda stop: context.save_state(path, stop=stop), undo=lambda _: None)
+        shared = self._shared
+        await _in_thread(lambda stop: shared.save_state(path, stop=stop), undo=lambda _: None)
 
     async def load_state(self, path: StrPath) -> int:
         """As `Context.load_state`, in a worker thread. Cancelled, it returns when that has finished."""
-        return await to_thread.run_sync(self.context.load_state, path)
+        return await to_thread.run_sync(self._shared.load_state, path)
 
     async def aclose(self) -> None:
         """Stop the engine and give its memory back. Streams that are open end with a `StreamClosedError`. Idempotent.
@@ -290,11 +236,11 @@ class AsyncContext:
         Shielded from cancellation; it takes a step of the engine at most.
         """
         with CancelScope(shield=True):
-            if self._context is not None:
-                await to_thread.run_sync(self._context.close)
+            if self._held is not None:
+                await to_thread.run_sync(self._held.close)
         await checkpoint()
 
-    async def __aenter__(self) -> AsyncContext:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -305,10 +251,6 @@ class AsyncContext:
 
 class AsyncModel(AsyncContext):
     """A model and a context for it, in one: what most programs need. Made with `await AsyncModel.load(…)`."""
-
-    def __init__(self, model: Model, context: Context | None) -> None:
-        self.model = model
-        self._context = context
 
     @classmethod
     async def load(
@@ -348,19 +290,16 @@ class AsyncModel(AsyncContext):
                 vocab_only=vocab_only,
                 on_progress=report,
             )
-            return cls(model, None if vocab_only else Context(model, context))
+            return cls._over(model, None if vocab_only else SharedContext(model, context, {}))
 
         if on_progress is not None and not callable(on_progress):
             raise _checks.refuse_type("on_progress", on_progress, "a function of one float")
 
         def undo(made: AsyncModel) -> None:
-            if made._context is not None:
-                made._context.close()
+            if made._held is not None:
+                made._held.close()
 
         return await _in_thread(work, undo=undo)
-
-    async def __aenter__(self) -> AsyncModel:
-        return self
 
 
 async def _in_thread(work: Callable[[_core.Stop], T], *, undo: Callable[[T], object]) -> T:

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 from . import _checks
 from ._bell import wait_until_ready
 from ._chat import ChatGeneration
-from ._generation import EndOfGeneration, GenerationFace, Source
+from ._generation import BaseStream, EndOfGeneration, Source
 from ._records import ChatCompletion, ChatDelta, TokenData
 from .errors import ClosedError
 
@@ -58,7 +58,7 @@ class StreamTools(ObjectReceiveStream[T], Generic[T]):
         """Stop generating, at once and without waiting; what lies ready can still be read."""
 
 
-class ItemStream(GenerationFace[T], StreamTools[T]):
+class ItemStream(BaseStream[T], StreamTools[T]):
     """What a generation yields, as an anyio object stream with the contract of `MemoryObjectReceiveStream`.
 
     Its buffer is the ring that the engine fills: `StreamConfig.buffer_size` tokens. When that is full, this generation

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
 
 from . import _checks, _core
-from ._generation import Generation, checked_grammar
+from ._engine import Engine
+from ._generation import Generation
+from ._model import Model
 from ._records import (
     ChatCompletion,
     ChatDelta,
@@ -22,15 +25,12 @@ from ._records import (
     ToolCall,
     ToolCallDelta,
 )
+from ._request import checked_grammar, prepare
 from ._schema import plain_schema, tool_schema
 from .config import StreamConfig
 from .errors import ChatError, MullamaError
 
-if TYPE_CHECKING:
-    from ._model import Model
-    from ._sync import Context
-
-__all__ = ["ChatGeneration", "ChatOptions", "Message", "Tool", "render_chat"]
+__all__ = ["ChatGeneration", "ChatOptions", "ChatRequest", "Message", "Tool", "render_chat"]
 
 _News = tuple[str, str, int, str, str, str]  # reasoning, content, and a tool call's index, id, name, arguments
 
@@ -64,16 +64,23 @@ class ChatOptions(TypedDict, total=False):
     template_arguments: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What a call asks for: an answer to messages."""
+
+    messages: Iterable[Message]
+    options: ChatOptions
+    config: StreamConfig
+
+
 class ChatGeneration:
     """The generation of one answer; `take` gives what each token adds to the message."""
 
-    def __init__(
-        self, context: Context, messages: Iterable[Message], options: ChatOptions, config: StreamConfig
-    ) -> None:
-        self._model = context.model
-        self._chat = _open_chat(context.model, messages, options, config)
-        tokens = context.model.tokenize(self._chat.prompt, add_special=True, parse_special=True)
-        self.generation = Generation(context, tokens, config, chat=self._chat)
+    def __init__(self, engine: Engine, request: ChatRequest) -> None:
+        self._model = engine.model
+        self._chat = _open_chat(engine.model, request.messages, request.options, request.config)
+        tokens = engine.model.tokenize(self._chat.prompt, add_special=True, parse_special=True)
+        self.generation = Generation(prepare(engine, tokens, request.config, chat=self._chat))
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[str, str, list[str]]] = []

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, final
 
-from ._records import TokenData
+from ._records import Outcome, TokenData
 
 __test__: dict[str, str]
 
@@ -123,24 +123,7 @@ class Stream:
     def disarm(self) -> None: ...
     def wait(self, notifier: Notifier) -> None: ...
     def cancel(self) -> bool: ...
-    def outcome(
-        self,
-    ) -> tuple[
-        int,
-        int,
-        str,
-        int,
-        tuple[int, ...],
-        tuple[float, ...],
-        tuple[tuple[int, float], ...],
-        str,
-        int,
-        int,
-        int,
-        int,
-        int,
-        int,
-    ]: ...
+    def outcome(self) -> Outcome: ...
     @property
     def candidates(self) -> tuple[tuple[int, float], ...]: ...
     @property

@@ -18,7 +18,7 @@ from libc.errno cimport EINTR, errno
 from libcpp.memory cimport make_shared
 from libcpp.utility cimport move
 
-from mullama._records import TokenData
+from mullama._records import Outcome as OutcomeRecord, TokenData
 from mullama.errors import ClosedError, ForkError
 
 

@@ -67,15 +67,13 @@ cdef class Stream:
         return self.shared.get().cancel()
 
     def outcome(self):
-        """(finish, fault, message, stop, tokens, logprobs, candidates, text, cached, called, admitted, first, last, ended).
-
-        Times in µs; candidates are those of all tokens in a row, the same number for each.
-        """
+        """How it went so far; see Outcome in _records.py."""
         check_fork()
         cdef Outcome o = self.shared.get().outcome()
-        return (<int> o.finish, <int> o.fault, o.message.decode("utf-8", "replace"), o.stop, tuple(o.tokens),
-                tuple(o.logprobs), candidates(o.top.data(), o.top.size()), o.text.decode("utf-8", "replace"), o.cached_tokens, o.called_us, o.admitted_us, o.first_us, o.last_us,
-                o.ended_us)
+        return OutcomeRecord(
+            <int> o.finish, <int> o.fault, o.message.decode("utf-8", "replace"), o.stop, tuple(o.tokens), tuple(o.logprobs),
+            candidates(o.top.data(), o.top.size()), o.text.decode("utf-8", "replace"), o.cached_tokens, o.called_us,
+            o.admitted_us, o.first_us, o.last_us, o.ended_us)
 
     def take_logits(self):
         """Rows of n_vocab float32, as bytes; once."""

@@ -41,6 +41,25 @@ class TokenLogprob(NamedTuple):
         return self.bytes.decode(errors="replace")
 
 
+class Outcome(NamedTuple):
+    """How a stream went, as the engine hands it over; times in microseconds of `_core.clock_us`, 0 for what has not been."""
+
+    finish: int  # 0 while it generates
+    fault: int  # which kind of failure; 0 is none
+    message: str  # what the failure says
+    stop: int  # which of its stop strings ended it; -1 is none
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top: tuple[tuple[int, float], ...]  # of all tokens in a row, the same number for each
+    text: str
+    cached_tokens: int
+    called_us: int
+    admitted_us: int
+    first_us: int
+    last_us: int
+    ended_us: int
+
+
 class TokenData(str):
     """The text that one token completed, which is what the value itself is, and what is known about the token.
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ._checks import refuse, refuse_type
-from ._pattern import pattern_for_json, with_known_patterns
+from ._json_patterns import pattern_for_json, with_known_patterns
 from .errors import InvalidParameter
 
 __all__ = ["fixed_grammar", "json_schema", "plain_schema", "tool_schema"]

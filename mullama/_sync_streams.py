@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from . import _core
 from ._chat import ChatGeneration
-from ._generation import EndOfGeneration, GenerationFace, Source
+from ._generation import BaseStream, EndOfGeneration, Source
 from ._records import ChatCompletion, ChatDelta, TokenData
 from .errors import StreamingError
 
@@ -21,7 +21,7 @@ __all__ = ["ChatIterator", "ItemIterator", "TokenIterator"]
 T = TypeVar("T")
 
 
-class ItemIterator(GenerationFace[T], Iterator[T]):
+class ItemIterator(BaseStream[T], Iterator[T]):
     """What a generation yields, for a ``for`` loop. One thread reads at a time.
 
     As a context manager it waits at the end of the block until its slot is free.

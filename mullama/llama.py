@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import _checks
 from ._chat import ChatOptions, Message
+from ._generation import goes_on
 from ._model import Model, StrPath
 from ._records import ChatCompletion, ChatDelta, Completion, FinishReason, StreamControl, TokenData, TokenLogprob
-from ._sync import Context, goes_on
+from ._sync import Context
 from .config import ContextParams, SamplerParams, StreamConfig
 
 if TYPE_CHECKING:

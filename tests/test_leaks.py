@@ -19,7 +19,7 @@ from conftest import SANITIZED, assert_idle, wait_until
 from endless import FOREVER_MS, LIMIT, PROMPT, config
 
 from mullama import AsyncContext, ClosedError, Context, Model
-from mullama._generation import GenerationFace
+from mullama._generation import BaseStream
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 
@@ -178,7 +178,7 @@ def test_contexts_and_event_loops(model: Model) -> None:
 # ------------------------------------------------------------------------------------------------------ closing
 
 
-def open_streams(context: Context, start: Callable[..., Any]) -> dict[str, GenerationFace]:
+def open_streams(context: Context, start: Callable[..., Any]) -> dict[str, BaseStream]:
     """Streams in every state, in a context with four slots."""
     ended = start(PROMPT, config(3))
     wait_until(ended.is_finished)
@@ -302,7 +302,7 @@ def test_a_context_that_is_dropped(model: Model) -> None:
     """Its streams keep it; when they are gone as well, so is its thread."""
     before = engines()
     context = Context(model, n_ctx=512, n_seq_max=1, n_threads=1)
-    gone = weakref.ref(context)
+    gone = weakref.ref(context._shared.engine)
     stream = context.generate_stream(PROMPT, config(100, buffer_size=2))
     queued = context.generate_stream(PROMPT, config(5))
     del context

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from mullama import AsyncContext, Completion, Context, InvalidParameter, Model, SamplerParams, StreamConfig
-from mullama._pattern import pattern_for_json
+from mullama._json_patterns import pattern_for_json
 
 PROMPT = "Once upon a time"
 

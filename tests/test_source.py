@@ -17,10 +17,6 @@ from mullama import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mullama"
-# Longer than it should be, with the reason why it is not split.
-LONG = {
-    "mullama/_async.py": "one shell: what is awaited shares its classes and its cancellation rules",
-}
 MEASURE = 400
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="tests are run without a checkout")
@@ -69,13 +65,7 @@ def test_a_file_opens_with_what_belongs_in_it(path: Path) -> None:
 @pytest.mark.parametrize("path", CODE, ids=relative)
 def test_no_file_is_too_long_for_one_subject(path: Path) -> None:
     lines = len(path.read_text("utf-8").splitlines())
-    most = 600 if relative(path) in LONG else MEASURE
-    assert lines <= most, f"{lines} lines; split it by subject, or give a reason in LONG"
-
-
-def test_the_reasons_are_needed() -> None:
-    for name in LONG:
-        assert len((ROOT / name).read_text("utf-8").splitlines()) > MEASURE, f"{name} is short enough by now"
+    assert lines <= MEASURE, f"{lines} lines; split it by subject"
 
 
 # ------------------------------------------------------------------------------------------ layers
@@ -123,12 +113,57 @@ def test_only_the_awaiting_shell_imports_a_concurrency_library() -> None:
     assert importers("asyncio", "trio", "uvloop", at_import=False) <= {"mullama/cli.py", "mullama/_bell.py"}
 
 
-def test_what_never_waits_knows_neither_shell() -> None:
-    below = ["_generation", "_records", "_model", "_checks", "_log", "config", "errors"]
-    for module in below:
-        names = {name.lstrip(".") for name, eager in imports(PACKAGE / f"{module}.py").items() if eager}
-        assert not names & {"_sync", "_async", "_bell", "cli"}, module
-    assert "_async" not in {name.lstrip(".") for name in imports(PACKAGE / "_sync.py")}
+# From the bottom to the top. A module imports only what stands in a line above its own, lazily or for types too.
+RANKS = """
+    _json_patterns _records
+    errors
+    _core _checks
+    _schema _version
+    _log config
+    _model
+    _interpreter_exit
+    _embeddings _engine
+    _prompt_cache _request
+    _generation
+    _chat
+    _arguments _context
+    _bell
+    _sync_streams _async_streams
+    _sync _async
+    _merge llama
+    __init__
+    _bench
+    cli
+    __main__
+"""
+# The awaiting shell does nothing with the blocking one but hand it out, as `AsyncContext.context`.
+HANDED_OUT = ("_async", "_sync")
+
+
+def test_imports_go_downwards_only() -> None:
+    rank = {name: i for i, line in enumerate(RANKS.split("\n")) for name in line.split()}
+    modules = {path.stem: path for path in PACKAGE.glob("*.py")}
+    assert rank.keys() == {*modules, "_core"}, "each module has its rank"
+    imported = {name: own_imports(path) for name, path in modules.items()}
+    imported["_core"] = set(re.findall(r"^from mullama\.(\w+) import", core_text(), re.MULTILINE))
+    for name, others in imported.items():
+        upwards = {other for other in others if rank[other] >= rank[name] and (name, other) != HANDED_OUT}
+        assert not upwards, f"{name} imports {upwards}"
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of the package that a module of it imports, when and how ever."""
+    modules = {path.stem for path in PACKAGE.glob("*.py")} | {"_core"}
+    found = set()
+    for name in imports(path):
+        if name == "mullama" or name.startswith(("mullama.", ".")):
+            first = name.removeprefix("mullama").lstrip(".").split(".")[0]
+            found.add(first if first in modules else "__init__")
+    return found
+
+
+def core_text() -> str:
+    return "".join(path.read_text("utf-8") for path in (PACKAGE / "_core.pyx", *PACKAGE.glob("*.pxi")))
 
 
 def test_the_native_side_knows_no_python() -> None:
@@ -139,9 +174,8 @@ def test_the_native_side_knows_no_python() -> None:
 
 
 def test_the_engine_enters_nogil_in_one_place() -> None:
-    core = "".join(path.read_text("utf-8") for path in (PACKAGE / "_core.pyx", *PACKAGE.glob("*.pxi")))
-    assert len(re.findall(r"engine\.run\(\)", core)) == 1
-    assert re.search(r"with nogil:\s*\n\s*engine\.run\(\)", core)
+    assert len(re.findall(r"engine\.run\(\)", core_text())) == 1
+    assert re.search(r"with nogil:\s*\n\s*engine\.run\(\)", core_text())
 
 
 # ------------------------------------------------------------------------------------------ upstream

@@ -215,7 +215,7 @@ def test_closing_at_the_same_time(busy: bool, model: Model, saved: Saved, tmp_pa
         calls: list[Callable[[], object]] = [
             lambda c=context, t=turn: c.save_state(tmp_path / f"{t}"),  # type: ignore[misc]
             lambda c=context: c.load_state(saved[0]),  # type: ignore[misc]
-            lambda c=context: c.decode([1]) if len(c._decoded) < 200 else c.reset(),  # type: ignore[misc]
+            lambda c=context: c.decode([1]) if len(c._shared._decoded) < 200 else c.reset(),  # type: ignore[misc]
             lambda c=context: c.clear_cache(),  # type: ignore[misc]
         ]
         threads = [threading.Thread(target=work, args=(call,), daemon=True) for call in calls]
@@ -286,7 +286,7 @@ async def test_the_loop_runs_meanwhile(model: Model, saved: Saved) -> None:
             async def load() -> None:
                 with pytest.raises(FileNotFoundError):
                     await context.load_state("none")
-                await to_thread.run_sync(context.context._engine().save_state)
+                await to_thread.run_sync(context.context._shared.engine.native().save_state)
                 loaded.set()
 
             async with context.generate_stream(list(range(300, 1500)), config(1)) as stream:

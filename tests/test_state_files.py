@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from model_files import encoder, other_weights
 from test_state import GREEDY, PROMPT, SMALL, Saved, only, saved, small
 
-import mullama._state as state_module
+import mullama._prompt_cache as state_module
 from mullama import Context, InvalidParameterType, Model, StateError
 
 __all__ = ["saved", "small"]  # fixtures

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _checks, _core, _exit, _log
+from . import _checks, _core, _interpreter_exit, _log
 from .errors import ClosedError, ContextError, GenerationError
 
 if TYPE_CHECKING:  # numpy is loaded where it is used first: it is half of what an import of mullama would cost
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # numpy is loaded where it is used first: it is half of what 
 else:
     Array = Any
 
-__all__ = ["Vectors", "checked_pooling", "cosine_similarity"]
+__all__ = ["Embeddings", "checked_pooling", "cosine_similarity"]
 
 # llama_pooling_type; None is the model's own, or the mean where it has none.
 POOLINGS: dict[str | None, int] = {None: -1, "mean": 1, "cls": 2, "last": 3}
@@ -30,7 +30,7 @@ def checked_pooling(pooling: object) -> str | None:
     raise _checks.refuse("pooling", pooling, "one of 'mean', 'cls', 'last' and None")
 
 
-class Vectors:
+class Embeddings:
     """Computes the embeddings of texts with one model and one kind of pooling. Thread-safe."""
 
     def __init__(self, model: Model, n_ctx: int, pooling: str | None, n_threads: int) -> None:
@@ -43,6 +43,7 @@ class Vectors:
             raise ContextError(str(e), hint="A smaller n_ctx needs less memory.") from None
         finally:
             _log.fetch()
+        _interpreter_exit.closing.add(self)
 
     def close(self) -> None:
         """End what runs with a ClosedError, and wait until it has ended."""
@@ -59,7 +60,7 @@ class Vectors:
         try:
             rows = self._core.embed(tokens, stop or _core.Stop())
         except ClosedError:
-            _exit.park()
+            _interpreter_exit.park()
             raise
         except RuntimeError as e:
             raise GenerationError(str(e)) from None

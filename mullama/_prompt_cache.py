@@ -14,14 +14,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from . import _checks, _core
+from ._engine import Engine
 from ._model import StrPath, checked_path
 from .errors import StateError
-
-if TYPE_CHECKING:
-    from ._sync import Context
 
 __all__ = ["checked_state_path", "read_state", "write_state"]
 
@@ -35,9 +33,9 @@ def checked_state_path(path: StrPath) -> Path:
     return checked_path(path)
 
 
-def _identity(context: Context) -> dict[str, object]:
+def _identity(engine: Engine) -> dict[str, object]:
     """What a state belongs to: the model, and all that the layout of the bytes depends on."""
-    model, params = context.model, context.params
+    model, params = engine.model, engine.params
     facts = json.dumps([model.metadata(), model._weights], sort_keys=True).encode()
     return {
         "model": hashlib.sha256(facts).hexdigest(),
@@ -47,9 +45,7 @@ def _identity(context: Context) -> dict[str, object]:
     }
 
 
-def write_state(
-    path: StrPath, context: Context, state: bytes, stop: threading.Event | _core.Stop | None = None
-) -> None:
+def write_state(path: StrPath, engine: Engine, state: bytes, stop: threading.Event | _core.Stop | None = None) -> None:
     """Write the file beside its place and move it there, so that a crash or a full disk leaves what was there before.
 
     So does `stop`, which is looked at between two megabytes.
@@ -61,7 +57,7 @@ def write_state(
     digest = hashlib.sha256()
     for piece in _pieces(file, state, stop):
         digest.update(piece)
-    head = {"magic": _MAGIC, "sha256": digest.hexdigest(), "size": len(state), **_identity(context)}
+    head = {"magic": _MAGIC, "sha256": digest.hexdigest(), "size": len(state), **_identity(engine)}
     try:
         with _replacing(file) as out:
             out.write(json.dumps(head).encode() + b"\n")
@@ -125,7 +121,7 @@ def _by_number(handle: int) -> str:
     return f"/proc/self/fd/{handle}"
 
 
-def read_state(path: StrPath, context: Context) -> bytes:
+def read_state(path: StrPath, engine: Engine) -> bytes:
     """The bytes of a file that was written for this model and a context like this.
 
     Raises:
@@ -142,7 +138,7 @@ def read_state(path: StrPath, context: Context) -> bytes:
         head = _head(source.readline(4096)) if stat.S_ISREG(kind.st_mode) else None
         if head is None:
             raise StateError(f"{str(file)!r} is no state that mullama saved", hint="Save one with save_state().")
-        for name, value in _identity(context).items():
+        for name, value in _identity(engine).items():
             if head.get(name) != value:
                 raise StateError(
                     f"{str(file)!r} was saved for another model, context or build: "

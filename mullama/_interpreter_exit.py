@@ -1,20 +1,22 @@
-"""What happens to contexts that are still open when the interpreter exits."""
+"""What happens at the interpreter's exit to engines that are still open."""
 
 from __future__ import annotations
 
 import atexit
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from ._sync import Context
 
-contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+closing: weakref.WeakSet[Closable] = weakref.WeakSet()
 _exiting = threading.Event()
 
 # weakref has an exit function too, which disables all finalizers, and registers it with the first of them. This makes sure
-# that it is registered by now, and so comes after the one below: a context is closed through its finalizer.
+# that it is registered by now, and so comes after the one below: an engine is closed through its finalizer.
 weakref.finalize(_exiting, bool).atexit = False
 
 
@@ -22,8 +24,8 @@ weakref.finalize(_exiting, bool).atexit = False
 def _close_all() -> None:
     """The engines must be gone before the process is: what llama.cpp keeps in globals is destroyed under them."""
     _exiting.set()
-    for context in list(contexts):
-        context.close()
+    for one in list(closing):
+        one.close()
 
 
 def park() -> None:

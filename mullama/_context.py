@@ -1,0 +1,183 @@
+"""The room below both shells of a context: its engine, what it decoded by hand, its embeddings and its saved sessions.
+
+Strategy: `SharedContext` does the work; what may take long takes a `stop`, so that a worker thread can do it for the
+awaiting shell. `Context` and `AsyncContext` are shells of equal rank over one of these, and may share it; `BaseContext` is
+what the two offer alike, without waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import _checks, _core
+from ._chat import ChatGeneration, ChatRequest
+from ._embeddings import Array, Embeddings, checked_pooling
+from ._engine import Engine
+from ._generation import Generation
+from ._model import Model, StrPath, checked_tokens
+from ._prompt_cache import checked_state_path, read_state, write_state
+from ._records import ContextStatistics
+from ._request import TextRequest, prepare, several
+from .config import ContextParams, StreamConfig
+from .errors import ContextError, StateError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["BaseContext", "SharedContext"]
+
+
+class SharedContext:
+    """What the shells of one context share. Closed when nothing refers to its engine any more, or by `close`."""
+
+    def __init__(self, model: Model, params: ContextParams | None, changes: dict[str, Any]) -> None:
+        if not isinstance(model, Model):
+            raise _checks.refuse_type("model", model, "a mullama.Model", "Load one with Model.load().")
+        if params is not None and not isinstance(params, ContextParams):
+            raise _checks.refuse_type("params", params, "a ContextParams", "For example ContextParams(n_ctx=2048).")
+        known = ContextParams.__dataclass_fields__
+        if changes.keys() - known.keys():
+            raise _checks.refuse_name("ContextParams has no such field as", changes, known, "Leave it out.")
+        self.model = model
+        self.engine = Engine(model, (params or ContextParams()).replace(**changes))
+        self._decoded: list[int] = []
+        self._logits: Array | None = None
+        self._embeddings: dict[str | None, Embeddings] = {}
+        self._embeddings_lock = threading.Lock()
+
+    def close(self) -> None:
+        self.engine.close()
+        with self._embeddings_lock:
+            embeddings = [*self._embeddings.values()]
+            self._embeddings.clear()
+        for one in embeddings:
+            one.close()
+
+    # ------------------------------------------------------------------------------------------ generating
+
+    def generation(self, request: TextRequest) -> Generation:
+        return Generation(prepare(self.engine, request.prompt, request.config))
+
+    def generations(self, request: TextRequest, n: int) -> list[Generation]:
+        return [self.generation(one) for one in several(request, n, self.engine.n_ctx)]
+
+    def chat_generation(self, request: ChatRequest) -> ChatGeneration:
+        return ChatGeneration(self.engine, request)
+
+    # ------------------------------------------------------------------------------------------ decoding by hand
+
+    def decoding(self, tokens: Sequence[int], all_logits: bool) -> tuple[Generation, Callable[[], Array]]:
+        """The generation that computes the logits of further tokens, and what takes them when it has ended."""
+        self.engine.native()
+        added = checked_tokens("tokens", tokens, self.model.n_vocab)
+        if not added:
+            raise _checks.refuse("tokens", tokens, "at least one token id")
+        n_logits = len(added) if _checks.flag("all_logits", all_logits) else 1
+        text = [*self._decoded, *added]
+        config = StreamConfig(timeout_ms=0, max_tokens=1)
+        generation = Generation(prepare(self.engine, text, config, n_logits=n_logits))
+
+        def finish() -> Array:
+            import numpy as np
+
+            rows: Array = np.frombuffer(generation.core.take_logits(), np.float32).reshape(-1, self.model.n_vocab)
+            self._decoded, self._logits = text, rows[-1].copy()
+            last: Array = rows[-1]
+            return rows if all_logits else last
+
+        return generation, finish
+
+    def logits(self) -> Array:
+        if self._logits is None:
+            raise ContextError("there are no logits yet", hint="Call decode() with some tokens first.")
+        return self._logits.copy()
+
+    def reset(self) -> None:
+        self._decoded, self._logits = [], None
+
+    # ------------------------------------------------------------------------------------------ what may take long
+
+    def embed_batch(
+        self, texts: Sequence[str], *, normalize: bool, pooling: str | None, stop: _core.Stop | None = None
+    ) -> Array:
+        pooling = checked_pooling(pooling)
+        with self._embeddings_lock:
+            self.engine.native()
+            if pooling not in self._embeddings:
+                n_threads = self.engine.params.n_threads or 0
+                self._embeddings[pooling] = Embeddings(self.model, self.engine.n_ctx, pooling, n_threads)
+            embeddings = self._embeddings[pooling]
+        return embeddings.embed(texts, normalize=normalize, stop=stop)
+
+    def save_state(self, path: StrPath, *, stop: threading.Event | _core.Stop | None = None) -> None:
+        checked_state_path(path)
+        write_state(path, self.engine, self.engine.native().save_state(), stop)
+
+    def load_state(self, path: StrPath) -> int:
+        native = self.engine.native()
+        try:
+            return native.load_state(read_state(path, self.engine))
+        except RuntimeError as e:
+            raise StateError(f"the state does not fit this context: {e}", hint="Compute the prompt again.") from None
+
+
+class BaseContext:
+    """What `Context` and `AsyncContext` offer alike; nothing here waits."""
+
+    model: Model
+
+    def __init__(self, model: Model, shared: SharedContext | None) -> None:
+        self.model = model
+        self._held = shared
+
+    @classmethod
+    def _over(cls, model: Model, shared: SharedContext | None) -> Self:
+        """Another shell over the same; without one where only the vocabulary was loaded."""
+        shell = cls.__new__(cls)
+        BaseContext.__init__(shell, model, shared)
+        return shell
+
+    @property
+    def _shared(self) -> SharedContext:
+        if self._held is None:
+            raise ContextError(
+                "the model cannot generate: only its vocabulary was loaded", hint="Load it without vocab_only."
+            )
+        return self._held
+
+    @property
+    def params(self) -> ContextParams:
+        """What the context was made with, `n_ctx` filled in."""
+        return self._shared.engine.params
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that one sequence may use."""
+        return self._shared.engine.n_ctx
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that compute single tokens."""
+        return self._shared.engine.n_threads
+
+    def statistics(self) -> ContextStatistics:
+        """The context at this moment."""
+        return self._shared.engine.statistics()
+
+    def clear_cache(self) -> None:
+        """Forget all prompts and completions that are kept for reuse. Streams that run go on, and are then forgotten."""
+        self._shared.engine.native().clear_cache()
+
+    def logits(self) -> Array:
+        """The logits after the last token that `decode` was given: float32 of shape (n_vocab,).
+
+        Raises:
+            ContextError: It was given none.
+        """
+        return self._shared.logits()
+
+    def reset(self) -> None:
+        """Begin a new text for `decode`."""
+        self._shared.reset()
