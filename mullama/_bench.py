@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
 
 from ._async import AsyncContext, AsyncModel
+from ._model import Model
 from .config import ContextParams, SamplerParams, StreamConfig
 
 __all__ = ["Load", "Speed", "measure", "run_streams", "table", "upstream_speeds"]
@@ -66,7 +69,7 @@ async def measure(
     ours: list[list[Speed]] = []
     theirs: list[list[Speed]] = []
     async with await AsyncModel.load(path, n_gpu_layers=load.gpu_layers, context=load.context()) as model:
-        description = {"model": model.model.description, **asdict(load), "threads": model.context.n_threads}
+        description = {**_facts(model.model), **asdict(load), "threads": model.context.n_threads}
         await run_streams(model, 1, load)  # warms up
         for turn in range(load.repeat):
             report(f"turn {turn + 1} of {load.repeat}")
@@ -80,6 +83,17 @@ async def measure(
         row["upstream"] = _median([turn[i] for turn in theirs]) if theirs else None
         rows.append(row)
     return {**description, "upstream": upstream, "rows": rows}
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    """Which model it is. Of llama.cpp's description only the quantisation counts: its size is "?B" where it knows none."""
+    quantization = re.sub(r"^\S+ \S+ (\((?!guessed)\w+\) )?", "", model.description)  # architecture, size and its kind
+    return {
+        "model": model.name,
+        "file": str(model.path),
+        "parameters": model.n_params,
+        "quantization": quantization,
+    }
 
 
 async def run_streams(context: AsyncContext, n: int, load: Load) -> Speed:
@@ -146,7 +160,10 @@ def _median(speeds: list[Speed]) -> dict[str, float]:
 
 def describe(result: dict[str, Any]) -> str:
     """The result as a user reads it."""
-    head = f"{result['model']}, {result['threads']} threads, {result['prompt']} tokens of prompt, {result['tokens']} of answer"
+    file, parameters = Path(result["file"]).name, _count(result["parameters"])
+    model = f"{result['model']} ({file}), {parameters} parameters, {result['quantization']}"
+    threads = f"{result['threads']} {'thread' if result['threads'] == 1 else 'threads'}"
+    load = f"{threads}, {result['prompt']} tokens of prompt, {result['tokens']} of answer"
     rows = [["streams", "prompt tokens/s", "tokens/s", "upstream's prompt", "upstream's", "ratio"]]
     for row in result["rows"]:
         ours, theirs = row["tokens_per_second"], row["upstream"]
@@ -160,11 +177,17 @@ def describe(result: dict[str, Any]) -> str:
         note = f"Upstream's figures are missing: there is no {UPSTREAM} on the PATH; name one with --upstream."
     else:
         note = f"Upstream's figures are those of {UPSTREAM}, which chooses no tokens."
-    return f"{head}\n\n{table(rows)}\n\n{note}"
+    return f"{model}\n{load}\n\n{table(rows)}\n\n{note}"
 
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _count(n: int) -> str:
+    """A number of parameters as models are named by it, such as 135M."""
+    unit, size = next(((u, s) for u, s in (("B", 10**9), ("M", 10**6)) if n >= s), ("", 1))
+    return f"{n / size:.3g}{unit}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,39 +1,28 @@
-"""The `mullama` command: streams the answer to a prompt to the terminal, measures; says in a line what went wrong.
+"""The `mullama` command: its options, what it says of wrong usage and of failures, and its exit status.
 
-Strategy: one function (`_generate`) does the work inside the event loop and lets every failure pass; another
-(`_explain`) turns what comes out into a line and an exit status. Ctrl-C is a cancellation like any other: a
-task waits for the signal and cancels the scope, so it ends the same way under asyncio and trio, and the
-statistics of what had been generated are still there. Output goes straight to the file descriptor and waits
-for room inside the loop, so a reader that has stopped (`| less`) does not keep Ctrl-C from working.
+Strategy: `_run.py` and `_bench.py` do the work inside the event loop and let every failure pass; `_explain` turns what comes
+out into a line and an exit status. The command speaks of its options, never of the Python parameters behind them: values out
+of range are refused by click, before anything is loaded.
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of the output went away.
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import dataclasses
 import errno
 import functools
 import json
 import os
-import select
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .config import ContextParams, SamplerParams, StreamConfig
-from .errors import InvalidParameter, MullamaError
-
-if TYPE_CHECKING:
-    import anyio
-    import anyio.abc
-
-    from . import TokenStream
+from .errors import ChatError, ContextError, InvalidParameter, ModelLoadError, ModelNotFoundError, MullamaError
 
 _FAILED, _INTERRUPTED, _READER_GONE = 1, 128 + signal.SIGINT, 128 + 13
 
@@ -42,9 +31,6 @@ def main(args: Sequence[str] | None = None) -> int:
     """The entry point: runs the command and returns its exit status."""
     try:
         status = _cli.main(args, prog_name="mullama", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
     except BaseException as error:  # noqa: BLE001  what is not explained is raised again
         return _explain(error)
     return status if isinstance(status, int) else 0
@@ -57,14 +43,39 @@ def _explain(error: BaseException) -> int:
         if isinstance(leaf, (KeyboardInterrupt, click.Abort)):
             return _INTERRUPTED
     for leaf in leaves:
+        if isinstance(leaf, click.ClickException):
+            leaf.show()
+            return leaf.exit_code
         if isinstance(leaf, MullamaError):
-            return _complain(str(leaf))
+            _complain(_in_our_words(leaf))
+            return _FAILED
         if isinstance(leaf, OSError):
             _discard_output()
             if leaf.errno == errno.EPIPE:
                 return _READER_GONE
-            return _complain(f"{leaf.filename}: {leaf.strerror}" if leaf.filename else str(leaf))
+            _complain(f"{leaf.filename}: {leaf.strerror}" if leaf.filename else str(leaf))
+            return _FAILED
     raise error
+
+
+def _in_our_words(error: MullamaError) -> str:
+    """What the library says, with a remedy that can be had on the command line."""
+    remedy: str | None
+    if error.code == "STREAM_TIMEOUT":
+        return "timed out: it took longer than --timeout-ms"
+    if error.code == "PROMPT_TOO_LONG":
+        remedy = "Shorten it, or give a larger --ctx."
+    elif isinstance(error, ModelNotFoundError):
+        remedy = "Check the path after -m, or leave -m out for the model that comes with mullama."
+    elif isinstance(error, ModelLoadError):
+        remedy = error.hint  # it is about the file
+    elif isinstance(error, ContextError) and "memory" in str(error):
+        remedy = "Ask for a smaller context."
+    elif isinstance(error, ChatError):
+        remedy = "--raw does without the model's chat template."
+    else:
+        remedy = None
+    return f"{error.message}. {remedy}" if remedy else error.message
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -77,10 +88,9 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(one)
 
 
-def _complain(message: str) -> int:
+def _complain(message: str) -> None:
     with contextlib.suppress(OSError):  # nobody may be reading that either
         click.echo(f"mullama: {' '.join(message.split())}", err=True)
-    return _FAILED
 
 
 def _discard_output() -> None:
@@ -89,104 +99,16 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _Output:
-    """Standard output, written at once in the terminal's encoding; only `write` waits, inside the loop."""
-
-    def __init__(self) -> None:
-        if sys.stdout is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
-        self._fd = sys.stdout.fileno()
-        self._encode = codecs.getincrementalencoder(sys.stdout.encoding)("replace").encode
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLOUT)
-        self._in_line = False
-
-    async def write(self, text: str) -> None:
-        """Writes it all. If cancelled, a part of it may have been written."""
-        import anyio
-
-        data = self._encode(text)
-        while data:
-            if not self._poll.poll(0):
-                await anyio.wait_writable(self._fd)
-            data = data[self._put(data) :]
-        self._in_line = not text.endswith("\n") if text else self._in_line
-
-    def end_line(self) -> None:
-        """A newline, if the last line has none; left out if it would have to wait."""
-        if self._in_line and self._poll.poll(0):
-            self._put(self._encode("\n"))
-            self._in_line = False
-
-    def _put(self, data: bytes) -> int:
+def _checked_text(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Texts that a model can be given."""
+    for text in value if isinstance(value, tuple) else (value,):
+        if text == "":
+            raise click.BadParameter("it is empty.", ctx, param)
         try:
-            return os.write(self._fd, data[: select.PIPE_BUF])  # as much as a pipe that has room takes at once
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, "standard output") from None
-
-
-@dataclasses.dataclass
-class _Job:
-    """One `mullama run`: what to do, and what has come of it so far."""
-
-    model: str | None
-    n_gpu_layers: int
-    context: ContextParams
-    prompt: str
-    config: StreamConfig
-    echo: bool
-    output: _Output
-    stream: TokenStream | None = None
-    interrupted: bool = False
-
-
-async def _generate(job: _Job) -> None:
-    import anyio
-
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(_cancel_on_interrupt, job, tasks.cancel_scope)
-        await _write_tokens(job)
-        tasks.cancel_scope.cancel()
-
-
-async def _cancel_on_interrupt(job: _Job, scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-    import anyio
-
-    with anyio.open_signal_receiver(signal.SIGINT) as signals:
-        task_status.started()
-        async for _ in signals:
-            job.interrupted = True
-            scope.cancel()
-            return  # and with it the receiver: a second Ctrl-C does what Python does by itself
-
-
-async def _write_tokens(job: _Job) -> None:
-    from . import AsyncModel
-
-    async with await AsyncModel.load(job.model, n_gpu_layers=job.n_gpu_layers, context=job.context) as model:
-        if job.echo:
-            await job.output.write(job.prompt)
-        async with model.generate_stream(job.prompt, job.config) as job.stream:
-            async for token in job.stream:
-                await job.output.write(token)
-
-
-def _statistics(stream: TokenStream) -> str:
-    end = stream.completion()
-    usage, timings = end.usage, end.timings
-    reason = end.finish_reason if end.stop_sequence is None else f"{end.finish_reason} at {end.stop_sequence!r}"
-    return "\n".join(
-        (
-            f"prompt:   {usage.prompt_tokens} tokens, {usage.cached_tokens} of them cached",
-            f"queue:    {timings.queue_ms:.1f} ms",
-            f"prefill:  {timings.prefill_ms:.1f} ms",
-            f"tokens:   {usage.completion_tokens} in {timings.decode_ms:.1f} ms",
-            f"speed:    {timings.tokens_per_second:.1f} tokens/s",
-            f"finished: {reason}",
-        )
-    )
+            (text or "").encode()
+        except UnicodeEncodeError:  # bytes that Python could not decode
+            raise click.BadParameter("it is not UTF-8 text.", ctx, param) from None
+    return value
 
 
 def _read_prompt() -> str:
@@ -198,7 +120,10 @@ def _read_prompt() -> str:
         raise click.UsageError(f"standard input cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise click.UsageError(f"standard input is not UTF-8 text: {error.reason} at byte {error.start}.") from None
-    return text.removesuffix("\n").removesuffix("\r")  # what `echo` adds belongs to no prompt
+    text = text.removesuffix("\n").removesuffix("\r")  # what `echo` adds belongs to no prompt
+    if not text:
+        raise click.UsageError("there is no prompt: standard input is empty.")
+    return text
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -207,6 +132,12 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
         click.echo(f"mullama {mullama.__version__} (llama.cpp {mullama.llama_cpp_version()})")
         ctx.exit()
+
+
+def _checked_max_tokens(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    if value == 0:
+        raise click.BadParameter("0 is not in the range x>=1, nor is it -1.", ctx, param)
+    return value
 
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -220,14 +151,15 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """What the configurations refuse is wrong usage here, and is called by the name of its option."""
+def _usage_errors(ctx: click.Context) -> Iterator[None]:
+    """What no range says (NaN, beyond 32 bits, too many stop texts) the configurations refuse; it is said of the option."""
     try:
         yield
     except InvalidParameter as error:
         field = (error.parameter or "").partition("[")[0]
-        option = "--" + _OPTIONS.get(field, field).replace("_", "-")
-        raise click.BadParameter(str(error), param_hint=option) from None
+        param = next((p for p in ctx.command.params if p.name == _OPTIONS.get(field, field)), None)
+        message = error.message.removeprefix(f"{error.parameter} ").replace(" or None", "")
+        raise click.BadParameter(f"{message}.", ctx, param) from None
 
 
 @click.group(context_settings=_SETTINGS)
@@ -254,10 +186,15 @@ _BACKEND = click.option(
     show_default=True,
     help="Event loop.",
 )
-_THREADS = click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: physical cores]")
+_THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1, 512),
+    metavar="N",
+    help="Threads to compute with.  [default: physical cores]",
+)
 _GPU_LAYERS = click.option(
     "--gpu-layers",
-    type=click.IntRange(min=-1),
+    type=click.IntRange(-1, 9999),
     default=-1,
     metavar="N",
     help="Layers on the GPU, -1 for all.",
@@ -265,34 +202,84 @@ _GPU_LAYERS = click.option(
 
 
 @_cli.command(context_settings=_SETTINGS)
-@click.argument("prompt", required=False)
+@click.argument("prompt", required=False, callback=_checked_text)
 @_MODEL
 @_BACKEND
-@click.option("-n", "--max-tokens", type=int, metavar="N", help="At most N tokens, -1 for no limit.  [default: 256]")
-@click.option("--temperature", type=float, metavar="T", help="0 is greedy.  [default: 0.8]")
-@click.option("--top-k", type=int, metavar="K", help="Keep the K likeliest tokens, 0 for all.  [default: 40]")
-@click.option("--top-p", type=float, metavar="P", help="Keep the likeliest up to P in all.  [default: 0.95]")
-@click.option("--min-p", type=float, metavar="P", help="Keep those with P of the likeliest's.  [default: 0]")
-@click.option("--repeat-penalty", type=float, metavar="R", help="Above 1, repeat less.  [default: 1]")
-@click.option("--seed", type=int, metavar="S", help="For the same text again.  [default: a new one each time]")
+@click.option("--raw", is_flag=True, help="Go on with the text of PROMPT instead of answering it.")
+@click.option("--system", callback=_checked_text, metavar="TEXT", help="Tell the model in a chat what to be or do.")
+@click.option(
+    "-n",
+    "--max-tokens",
+    type=click.IntRange(min=-1),
+    callback=_checked_max_tokens,
+    metavar="N",
+    help="At most N tokens, -1 for no limit.  [default: 256]",
+)
+@click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0 is greedy.  [default: 0.8]")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Keep the K likeliest tokens, 0 for all.  [default: 40]",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="P",
+    help="Keep the likeliest up to P in all.  [default: 0.95]",
+)
+@click.option(
+    "--min-p",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Keep those with P of the likeliest's.  [default: 0]",
+)
+@click.option(
+    "--repeat-penalty",
+    type=click.FloatRange(1e-3, 1e3),
+    metavar="R",
+    help="Above 1, repeat less.  [default: 1]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 2),
+    metavar="S",
+    help="For the same text again.  [default: a new one each time]",
+)
 @click.option("--ignore-eos", is_flag=True, help="Write on where the model would end.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times.")
+@click.option(
+    "--stop",
+    callback=_checked_text,
+    multiple=True,
+    metavar="TEXT",
+    help="Stop before this text; may be given several times.",
+)
 @click.option(
     "--timeout-ms",
-    type=int,
+    type=click.IntRange(min=0),
     default=0,
     metavar="MS",
     help="Give up after so long, 0 for never.  [default: 0]",
 )
-@click.option("--ctx", type=int, metavar="N", help="Context length in tokens.  [default: the model's, up to 4096]")
+@click.option(
+    "--ctx",
+    type=click.IntRange(min=2),  # a token of prompt, and one of text
+    metavar="N",
+    help="Context length in tokens.  [default: the model's, up to 4096]",
+)
 @_THREADS
 @_GPU_LAYERS
 @click.option("--echo", is_flag=True, help="Print the prompt first.")
 @click.option("--stats", is_flag=True, help="Print token counts and timings to standard error at the end.")
+@click.pass_context
 def run(
+    click_context: click.Context,
+    /,
     prompt: str | None,
     model: str | None,
     backend: str,
+    raw: bool,
+    system: str | None,
     max_tokens: int | None,
     stop: tuple[str, ...],
     timeout_ms: int,
@@ -303,23 +290,35 @@ def run(
     stats: bool,
     **sampling: float | None,
 ) -> int:
-    """Stream what the model writes after PROMPT, or after the text on standard input."""
+    """Answer PROMPT, or the text on standard input, and stream the answer.
+
+    A model without a chat template goes on with the text instead.
+    """
     import anyio
 
-    with _usage_errors():
+    from . import _run
+
+    if raw and system is not None:
+        raise click.UsageError("--raw and --system exclude each other: without a chat there is no system message.")
+    with _usage_errors(click_context):
         params = SamplerParams(**_given(**sampling))
         context = ContextParams(n_seq_max=1, **_given(ctx=ctx, threads=threads))
         config = StreamConfig(params=params, timeout_ms=timeout_ms, **_given(max_tokens=max_tokens, stop=stop))
     if prompt is None:
         prompt = _read_prompt()
-    job = _Job(model, gpu_layers, context, prompt, config, echo, _Output())
+    job = _run.Job(model, gpu_layers, context, prompt, system, config, raw, echo, _run.Output())
+    note = None
     try:
-        anyio.run(functools.partial(_generate, job), backend=backend)
+        anyio.run(functools.partial(_run.generate, job), backend=backend)
+        if job.stream is not None and not job.interrupted:
+            note = _run.nothing_generated(job.stream)
     finally:
-        with contextlib.suppress(OSError):  # if the output fails, `write` has said so
+        with contextlib.suppress(OSError):  # if the output fails, writing has said so
             job.output.end_line()
+        if note is not None:
+            _complain(note)
         if stats and job.stream is not None:
-            click.echo(_statistics(job.stream), err=True)
+            click.echo(_run.statistics(job.stream), err=True)
     return _INTERRUPTED if job.interrupted else 0
 
 
@@ -335,7 +334,7 @@ def run(
 )
 @click.option(
     "--prompt",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     default=128,
     show_default=True,
     metavar="N",
@@ -345,7 +344,7 @@ def run(
     "-n",
     "--max-tokens",
     "tokens",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, 1_000_000),
     default=128,
     show_default=True,
     metavar="N",
@@ -372,9 +371,7 @@ def bench(model: str | None, backend: str, upstream: str | None, as_json: bool, 
 
     from . import _bench
 
-    with _usage_errors():
-        wanted = _bench.Load(**load)
-        wanted.context()  # refuses what is out of range before anything is loaded
+    wanted = _bench.Load(**load)
     upstream = _bench.find_upstream(upstream)
     show = sys.stderr.isatty()
     report = functools.partial(click.echo, err=True) if show else (lambda _: None)

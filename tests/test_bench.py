@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_cli import fails, run, succeeds
 
-from mullama import Model, _bench
+from mullama import _bench, default_model
 
 SMALL = ["bench", "--streams", "3", "--prompt", "8", "-n", "16", "--repeat", "2", "--threads", "1"]
 FIGURES = {"prompt_tokens_per_second", "tokens_per_second"}
@@ -41,7 +41,8 @@ def test_json_has_a_row_for_each_count(backend: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", "")
     found = json.loads(succeeds(*SMALL, "--backend", backend, "--json"))
     assert (found["threads"], found["prompt"], found["tokens"], found["upstream"]) == (1, 8, 16, None)
-    assert found["model"] == Model.load().description
+    assert (found["model"], found["file"]) == ("mullama default model", str(default_model()))
+    assert (found["parameters"], found["quantization"]) == (3345152, "Q8_0")
     assert [row["streams"] for row in found["rows"]] == [1, 2, 3]
     for row in found["rows"]:
         assert row["upstream"] is None
@@ -56,6 +57,7 @@ def test_threads_that_are_not_named_are_told() -> None:
 def test_a_table_says_where_upstreams_figures_would_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     table = succeeds(*SMALL)
+    assert table.startswith("mullama default model (default.gguf), 3.35M parameters, Q8_0\n1 thread, ")
     assert "prompt tokens/s" in table
     assert "--upstream" in table
     assert len([line for line in table.splitlines() if line.lstrip()[:1].isdigit()]) >= 3
