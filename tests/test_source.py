@@ -132,7 +132,7 @@ RANKS = """
     _sync _async
     _merge llama
     __init__
-    _bench
+    _bench _run
     cli
     __main__
 """
