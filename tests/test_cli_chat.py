@@ -107,15 +107,21 @@ def at_a_terminal(*args: str) -> str:
     try:
         process = subprocess.Popen([*COMMAND, *args], stdin=subprocess.DEVNULL, stdout=follower, stderr=subprocess.PIPE)
         os.close(follower)
-        shown = b""
-        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
-            while data := os.read(leader, 4096):
-                shown += data
+        shown = read_all(leader)
         process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
     finally:
         os.close(leader)
     return shown.decode()
+
+
+def read_all(leader: int) -> bytes:
+    """What a terminal was written to, until nobody has its other end any more."""
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO
+        while data := os.read(leader, 4096):
+            shown += data
+    return shown
 
 
 def pieces_at_a_terminal(*pieces: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -132,7 +138,7 @@ def pieces_at_a_terminal(*pieces: tuple[str, str], monkeypatch: pytest.MonkeyPat
         output = _run.Output()
         monkeypatch.undo()
         anyio.run(write, output)
-        shown = os.read(leader, 4096).decode()
+    shown = read_all(leader).decode()
     os.close(leader)
     return shown.replace("\r\n", "\n")
 
