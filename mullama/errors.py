@@ -1,8 +1,8 @@
 """What can go wrong, as exception types: each has a stable code, says what happened and what to do about it.
 
-Strategy: an error of ours is also the built-in error that a Python programmer would expect there (a missing
-file is a `FileNotFoundError`, a bad value a `ValueError`), so nobody has to learn new names to catch it.
-Cancellation is not an error of ours: anyio's passes through untouched.
+Strategy: an error of mullama is also the built-in error that a Python programmer would expect there (a missing file is a
+`FileNotFoundError`, a bad value a `ValueError`, a timeout a `TimeoutError`), so nobody has to learn new names to catch it.
+Cancellation is not an error: anyio's passes through untouched.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import pickle
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from ._records import ChatCompletion, Completion
+    from ._chat_records import ChatCompletion
+    from ._records import Completion
 
 __all__ = [
     "ChatError",
@@ -38,12 +39,12 @@ __all__ = [
 
 
 class MullamaError(Exception):
-    """The base of every error that mullama raises itself.
+    """The base class of every error that mullama raises itself. `str(error)` is its message and its hint.
 
     Args:
-        message: What happened, with the value that caused it.
-        hint: What to do about it, if there is something to say. `str(error)` is the message and the hint.
-        code: A stable word for programs. Each class has its own; one error may carry a narrower one.
+        message: What is wrong, with the value that caused it.
+        hint: What to do about it; None where there is nothing to say.
+        code: A stable word for programs. Each class has its own, and an error may carry a narrower one.
 
     Attributes:
         completion: What had been generated when a stream failed, so that no text is lost: a `ChatCompletion` in a chat, a
@@ -69,12 +70,12 @@ class MullamaError(Exception):
         return f"{self.message}{stop} {self.hint}"
 
     def _keywords(self) -> dict[str, Any]:
-        """The keywords that build this error again; what a subclass adds to `__init__` it adds here."""
+        """The keywords that make this error again; a subclass adds here what it adds to `__init__`."""
         return {"hint": self.hint, "code": self.code}
 
     def __reduce__(self) -> tuple[Any, ...]:
         keywords = self._keywords()
-        # What others hung on the error (`add_note`) travels too; what `__init__` sets, it sets again.
+        # What was added to the error later (a note, a completion) travels too; `__init__` sets the rest again.
         extra = {k: v for k, v in self.__dict__.items() if k not in keywords and k != "message"}
         return _rebuild, (type(self), self.message, keywords), extra or None
 
@@ -84,14 +85,19 @@ def _rebuild(cls: type[MullamaError], message: str, keywords: dict[str, Any]) ->
 
 
 class ModelLoadError(MullamaError, OSError):
-    """The model file could not be opened, or is not a model that can be used.
+    """The model file cannot be read, or is not a model that can be used.
 
-    `path` (also `filename`) is the file. `errno` is the system's number where the system refused, and `None`
-    where the file was read but its contents are not right; `strerror` says the same in words.
+    Attributes:
+        path: The file; also `filename`, as in every `OSError`.
+        errno: The system's error number. None where the system read the file and its contents are wrong.
+        strerror: The reason in words.
     """
 
     code = "MODEL_LOAD_ERROR"
     path: str | None
+    filename: Any
+    errno: int | None
+    strerror: str
     _default_errno: ClassVar[int | None] = None
 
     def __init__(
@@ -117,61 +123,62 @@ class ModelLoadError(MullamaError, OSError):
 
 
 class ModelNotFoundError(ModelLoadError, FileNotFoundError):
-    """There is no file at the path that was given for the model."""
+    """The model file does not exist."""
 
     _default_errno = _errno.ENOENT
 
 
 class ModelIsADirectoryError(ModelLoadError, IsADirectoryError):
-    """The path that was given for the model is a directory."""
+    """The path of the model is a directory."""
 
     _default_errno = _errno.EISDIR
 
 
 class ModelPermissionError(ModelLoadError, PermissionError):
-    """The model file exists, but this user may not read it."""
+    """The model file exists, and this user is not allowed to read it."""
 
     _default_errno = _errno.EACCES
 
 
 class ContextError(MullamaError):
-    """A context could not be made, or cannot do what was asked of it."""
+    """A context cannot be made, or cannot do what was asked of it: its model cannot generate, or the prompt is too long."""
 
     code = "CONTEXT_ERROR"
 
 
 class ForkError(ContextError):
-    """A model or context was used in a child process after `fork`; its engine lives in the parent only."""
+    """A model or context was used in a child process after `fork`. Its engine runs in the parent process only."""
 
     code = "FORKED"
 
 
 class TokenizationError(MullamaError):
-    """Text could not be turned into tokens, or tokens into text."""
+    """Text cannot be turned into tokens, or tokens into text."""
 
     code = "TOKENIZATION_ERROR"
 
 
 class SamplingError(MullamaError):
-    """A sampler could not be built, or found no token to choose."""
+    """A sampler cannot be built, or finds no token that it may choose."""
 
     code = "SAMPLING_ERROR"
 
 
 class ChatError(MullamaError):
-    """A chat template could not render the messages, or an answer could not be parsed."""
+    """A chat template cannot render the messages, or the model's answer cannot be parsed."""
 
     code = "CHAT_ERROR"
 
 
 class StateError(MullamaError):
-    """A saved state cannot be used: it is cut off, is none of ours, or belongs to another model or build."""
+    """A saved state cannot be used: it is truncated or damaged, was not written by mullama, or belongs to another model,
+    context or build of llama.cpp."""
 
     code = "STATE_ERROR"
 
 
 class GenerationError(MullamaError):
-    """The model failed while it was generating; the tokens before it have been delivered."""
+    """The model failed while it was generating. The tokens before that have been delivered, and are in `completion`."""
 
     code = "GENERATION_ERROR"
 
@@ -190,13 +197,18 @@ class StreamTimeoutError(StreamingError, TimeoutError):
 
 
 class ClosedError(MullamaError):
-    """A context or stream was used after it had been closed."""
+    """A context or stream was closed, and is used, read or waited for."""
 
     code = "CLOSED"
 
 
 class InvalidParameter(MullamaError, ValueError):
-    """A parameter has a value that cannot be used: `parameter` is its name, `value` what was given."""
+    """A parameter has a value that cannot be used.
+
+    Attributes:
+        parameter: The name of the parameter.
+        value: The value that was given for it.
+    """
 
     code = "INVALID_PARAMETER"
     parameter: str | None
@@ -217,7 +229,7 @@ class InvalidParameter(MullamaError, ValueError):
 
     def _keywords(self) -> dict[str, Any]:
         value = self.value
-        try:  # A user can have passed anything; the error must reach another process all the same.
+        try:  # a user may have passed anything, and the error must reach another process all the same
             pickle.dumps(value)
         except Exception:  # noqa: BLE001
             value = f"<{type(value).__name__} object>"
@@ -225,7 +237,7 @@ class InvalidParameter(MullamaError, ValueError):
 
 
 class InvalidParameterType(InvalidParameter, TypeError):
-    """A parameter has a value of a type that cannot be used there."""
+    """A parameter has a value of the wrong type, or there is no such parameter."""
 
 
 _BY_ERRNO: dict[int | None, tuple[type[ModelLoadError], str, str]] = {
@@ -234,11 +246,11 @@ _BY_ERRNO: dict[int | None, tuple[type[ModelLoadError], str, str]] = {
         "no such file",
         "Check the path, or leave it out to use the model that comes with mullama.",
     ),
-    _errno.EISDIR: (ModelIsADirectoryError, "it is a directory", "Name the .gguf file inside it."),
+    _errno.EISDIR: (ModelIsADirectoryError, "it is a directory", "Give the path of the .gguf file in it."),
     _errno.EACCES: (
         ModelPermissionError,
         "permission denied",
-        "Make the file readable for this user, and its directories searchable.",
+        "Make the file readable and its directories searchable for this user.",
     ),
 }
 _BY_ERRNO[_errno.EPERM] = _BY_ERRNO[_errno.EACCES]
@@ -251,9 +263,9 @@ def model_load_error(
 
     Args:
         path: The model file.
-        cause: The `OSError` or errno with which the system refused it, or the reason in words
-            ("not a GGUF file"). `None` where nothing more is known.
-        hint: What to do about it, where there is something better to say than usual.
+        cause: The system's `OSError` or error number, or the reason in words ("not a GGUF file"). None where nothing more is
+            known.
+        hint: What to do about it; None is what usually helps.
     """
     name = os.fsdecode(path)
     number = cause if isinstance(cause, int) else cause.errno if isinstance(cause, OSError) else None
@@ -262,7 +274,7 @@ def model_load_error(
         cls, reason, usual = _BY_ERRNO.get(number, unknown)
     else:
         cls, reason = ModelLoadError, str(cause or "llama.cpp could not read it")
-        usual = "Check that it is a whole GGUF file that llama.cpp knows; if in doubt, fetch it again."
+        usual = "Check that it is a complete GGUF file of a kind that llama.cpp supports, or download it again."
     strerror = reason if number is None else None
     return cls(
         f"cannot load the model {name!r}: {reason}",
