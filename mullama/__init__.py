@@ -14,23 +14,21 @@ if _util.find_spec("mullama._core") is None:
 
 from ._async import AsyncContext, AsyncModel
 from ._async_streams import ChatStream, StreamClosedError, TokenStream
-from ._chat import ChatOptions
+from ._chat import ChatOptions, Message, Tool
+from ._chat_records import ChatCompletion, ChatDelta, ChatMessage, ToolCall, ToolCallDelta
 from ._embeddings import cosine_similarity
 from ._merge import merge
 from ._model import Lora, Model, default_model
 from ._records import (
-    ChatCompletion,
-    ChatDelta,
-    ChatMessage,
     Completion,
     ContextStatistics,
+    FinishDetail,
+    FinishReason,
     StreamControl,
     StreamStatistics,
     Timings,
     TokenData,
     TokenLogprob,
-    ToolCall,
-    ToolCallDelta,
     Usage,
 )
 from ._sync import Context
@@ -76,6 +74,8 @@ __all__ = [
     "ContextError",
     "ContextParams",
     "ContextStatistics",
+    "FinishDetail",
+    "FinishReason",
     "ForkError",
     "GenerationError",
     "InvalidParameter",
@@ -83,6 +83,7 @@ __all__ = [
     "Llama",
     "LlamaParams",
     "Lora",
+    "Message",
     "Model",
     "ModelIsADirectoryError",
     "ModelLoadError",
@@ -104,6 +105,7 @@ __all__ = [
     "TokenLogprob",
     "TokenStream",
     "TokenizationError",
+    "Tool",
     "ToolCall",
     "ToolCallDelta",
     "Usage",

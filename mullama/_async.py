@@ -22,11 +22,12 @@ from . import _checks, _core
 from ._arguments import MaxTokens, arguments, chat_request, several_requests, text_request
 from ._async_streams import ChatStream, TokenStream
 from ._chat import ChatRequest
+from ._chat_records import ChatCompletion
 from ._context import BaseContext, SharedContext
 from ._embeddings import Array
 from ._generation import goes_on
 from ._model import Lora, Model, StrPath
-from ._records import ChatCompletion, Completion, StreamControl, TokenData
+from ._records import Completion, StreamControl, TokenData
 from ._request import Prompt, TextRequest
 from ._sync import Context
 from .config import UNSET, ContextParams, SamplerParams, StreamConfig

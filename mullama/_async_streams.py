@@ -13,8 +13,9 @@ from anyio.lowlevel import checkpoint
 from . import _checks
 from ._bell import wait_until_ready
 from ._chat import ChatGeneration
+from ._chat_records import ChatCompletion, ChatDelta
 from ._generation import BaseStream, EndOfGeneration, Source
-from ._records import ChatCompletion, ChatDelta, TokenData
+from ._records import TokenData
 from .errors import ClosedError
 
 __all__ = ["ChatStream", "ItemStream", "StreamClosedError", "StreamTools", "TokenStream"]

@@ -10,21 +10,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from . import _checks, _core
+from ._chat_records import ChatCompletion, ChatDelta, ChatMessage, ToolCall, ToolCallDelta
 from ._engine import Engine
 from ._generation import Generation
 from ._model import Model
-from ._records import (
-    ChatCompletion,
-    ChatDelta,
-    ChatMessage,
-    FinishReason,
-    TokenData,
-    ToolCall,
-    ToolCallDelta,
-)
+from ._records import FinishReason, TokenData
 from ._request import checked_grammar, prepare
 from ._schema import plain_schema, tool_schema
 from .config import StreamConfig
@@ -34,8 +27,10 @@ __all__ = ["ChatGeneration", "ChatOptions", "ChatRequest", "Message", "Tool", "r
 
 _News = tuple[str, str, int, str, str, str]  # reasoning, content, and a tool call's index, id, name, arguments
 
-Message = Mapping[str, Any]
-Tool = Mapping[str, Any]
+# A message as in OpenAI's API, ``{"role": …, "content": …}``; or an answer's own.
+Message: TypeAlias = Mapping[str, Any] | ChatMessage
+# A function that the model may call, as in OpenAI's API.
+Tool: TypeAlias = Mapping[str, Any]
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _CHOICES = ("auto", "required", "none")

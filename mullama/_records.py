@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import enum
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from . import _openai
+
+if TYPE_CHECKING:
+    from ._openai import TokenBytes
 
 __all__ = [
-    "ChatCompletion",
-    "ChatDelta",
-    "ChatMessage",
     "Completion",
     "ContextStatistics",
     "FinishDetail",
@@ -19,13 +23,11 @@ __all__ = [
     "Timings",
     "TokenData",
     "TokenLogprob",
-    "ToolCall",
-    "ToolCallDelta",
     "Usage",
 ]
 
-FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
-FinishDetail = Literal["end_token", "stop_sequence", "max_tokens", "context_full"]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
+FinishDetail: TypeAlias = Literal["end_token", "stop_sequence", "max_tokens", "context_full"]
 
 
 class TokenLogprob(NamedTuple):
@@ -111,7 +113,13 @@ class TokenData(str):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens: of the prompt, of the completion, and how many of the prompt's did not have to be computed again."""
+    """Numbers of tokens.
+
+    Attributes:
+        prompt_tokens: Of the prompt.
+        completion_tokens: Generated, an end token included.
+        cached_tokens: Of the prompt, that did not have to be computed again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -119,7 +127,17 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
+        """Those of the prompt and of the completion."""
         return self.prompt_tokens + self.completion_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``usage`` of a response in the form of OpenAI's API."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +146,9 @@ class Timings:
 
     Attributes:
         queue_ms: From the call until a slot was free.
-        prefill_ms: From then until the first token: the prompt was read.
+        prefill_ms: From then until the first token: computing the prompt.
         decode_ms: From the first token to the last, pauses for a slow reader included.
-        tokens_per_second: Rate between the first and the last token; 0 where there are fewer than two.
+        tokens_per_second: Rate between the first and the last token; 0.0 where there are fewer than two.
     """
 
     queue_ms: float
@@ -138,13 +156,25 @@ class Timings:
     decode_ms: float
     tokens_per_second: float
 
+    def to_dict(self, usage: Usage) -> dict[str, Any]:
+        """The ``timings`` of a response in the form of llama-server, which has numbers of tokens among them."""
+        return _openai.timings(
+            prompt=usage.prompt_tokens,
+            cached=usage.cached_tokens,
+            generated=usage.completion_tokens,
+            prefill_ms=self.prefill_ms,
+            decode_ms=self.decode_ms,
+            rate=self.tokens_per_second,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """A generation as a whole; `str(completion)` is its text.
 
     Attributes:
-        text: All that was generated, without the stop string.
+        text: All that was generated, without the stop string. After a timeout, a failure or a cancellation it also has what
+            was held back for a stop string that did not come.
         tokens: The ids of all tokens that were generated, an end token included.
         finish_reason: ``"stop"`` (an end token or a stop string), ``"length"`` (`max_tokens`, or a full context),
             ``"cancelled"``, ``"timeout"`` or ``"error"``.
@@ -155,6 +185,7 @@ class Completion:
         top_logprobs: For each token, as `TokenData.top_logprobs`; empty where none were asked for.
         finish_detail: What exactly ended it: ``"end_token"`` or ``"stop_sequence"`` where the reason is ``"stop"``,
             ``"max_tokens"`` or ``"context_full"`` where it is ``"length"``; None for the other reasons.
+        n_echoed: How many characters at the beginning of the text are the prompt's (`CompletionOptions.echo`).
     """
 
     text: str
@@ -166,9 +197,60 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
     finish_detail: FinishDetail | None = None
+    n_echoed: int = 0
 
     def __str__(self) -> str:
         return self.text
+
+    def __repr__(self) -> str:
+        detail = f", finish_detail={self.finish_detail!r}" if self.finish_detail else ""
+        return (
+            f"<mullama.Completion {reprlib.repr(self.text)}, tokens={len(self.tokens)}, "
+            f"finish_reason={self.finish_reason!r}{detail}>"
+        )
+
+    def to_dict(
+        self,
+        *,
+        model: str = "mullama",
+        id: str = "cmpl-0",  # noqa: A002
+        created: int = 0,
+        token_bytes: TokenBytes | None = None,
+    ) -> dict[str, Any]:
+        """A whole ``text_completion`` response in the form of OpenAI's API, with llama-server's ``timings``.
+
+        OpenAI has no word for an end by ``"cancelled"``, ``"timeout"`` or ``"error"``: it becomes ``"length"``, which says
+        that the text was cut off.
+
+        Args:
+            model: The model's name.
+            id: Of the response; a server makes a new one for each.
+            created: When the response was made, in seconds since 1970.
+            token_bytes: `Model.token_bytes` of the model that wrote it, to have ``logprobs``; None is without.
+        """
+        return {
+            "id": id,
+            "object": "text_completion",
+            "created": created,
+            "model": model,
+            "choices": [self.to_choice(token_bytes=token_bytes)],
+            "usage": self.usage.to_dict(),
+            "timings": self.timings.to_dict(self.usage),
+        }
+
+    def to_choice(self, *, index: int = 0, token_bytes: TokenBytes | None = None) -> dict[str, Any]:
+        """One of the ``choices`` of such a response, for one that has several. Arguments as `to_dict`."""
+        return {
+            "index": index,
+            "text": self.text,
+            "logprobs": _openai.text_logprobs(self.text, self.n_echoed, self._each_token(), token_bytes),
+            "finish_reason": _openai.finish_reason(self.finish_reason),
+        }
+
+    def _each_token(self) -> Iterator[tuple[int, float, tuple[TokenLogprob, ...]]]:
+        """The id of each token, its log-probability, and the likeliest at its place, if they were asked for."""
+        tops = self.top_logprobs or ((),) * len(self.tokens)
+        return zip(self.tokens, self.logprobs, tops, strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,104 +297,6 @@ class ContextStatistics:
     steps: int
     tokens_in: int
     tokens_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A tool that the model wants called: its name, and its arguments as JSON text."""
-
-    id: str
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
-    """What is new of a tool call. The first of a call has its id and name, the others only a fragment of its arguments."""
-
-    index: int
-    id: str | None
-    name: str | None
-    arguments: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChatDelta:
-    """What one token adds to the message; often nothing.
-
-    Attributes:
-        content: Text for the user.
-        reasoning_content: Text that the model thinks to itself.
-        tool_calls: What is new of tool calls.
-        token: The token itself.
-    """
-
-    content: str
-    reasoning_content: str
-    tool_calls: tuple[ToolCallDelta, ...]
-    token: TokenData
-
-    def __str__(self) -> str:
-        return self.content
-
-    def __bool__(self) -> bool:
-        """Whether it adds anything."""
-        return bool(self.content or self.reasoning_content or self.tool_calls)
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """A message of the assistant; `to_dict` gives it in the form in which the next request takes it."""
-
-    content: str
-    reasoning_content: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
-    role: Literal["assistant"] = "assistant"
-
-    def to_dict(self) -> dict[str, object]:
-        """The message as a `dict` in the form of OpenAI's API."""
-        message: dict[str, object] = {"role": self.role, "content": self.content}
-        if self.reasoning_content:
-            message["reasoning_content"] = self.reasoning_content
-        if self.tool_calls:
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in self.tool_calls
-            ]
-        return message
-
-
-@dataclass(frozen=True, slots=True)
-class ChatCompletion:
-    """An answer as a whole.
-
-    Attributes:
-        message: What the assistant says.
-        finish_reason: ``"tool_calls"`` where the message asks for tools and is whole; else as `Completion.finish_reason`.
-        completion: The generation behind it: raw text, tokens, usage, timings.
-    """
-
-    message: ChatMessage
-    finish_reason: FinishReason | Literal["tool_calls"]
-    completion: Completion
-
-    def __str__(self) -> str:
-        return self.message.content
-
-    @property
-    def text(self) -> str:
-        """What the message says to the user: its content."""
-        return self.message.content
-
-    @property
-    def usage(self) -> Usage:
-        """Numbers of tokens."""
-        return self.completion.usage
-
-    @property
-    def timings(self) -> Timings:
-        """Where the time went."""
-        return self.completion.timings
 
 
 class StreamControl(enum.Enum):

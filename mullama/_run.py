@@ -21,7 +21,7 @@ import click
 
 from ._async import AsyncModel
 from ._async_streams import ChatStream, TokenStream
-from ._records import ChatDelta
+from ._chat_records import ChatDelta
 from .config import ContextParams, StreamConfig
 
 __all__ = ["Job", "Output", "generate", "nothing_generated", "statistics"]

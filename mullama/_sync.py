@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from . import _checks
 from ._arguments import MaxTokens, arguments, chat_request, several_requests, text_request
 from ._chat import ChatRequest
+from ._chat_records import ChatCompletion
 from ._context import BaseContext, SharedContext
 from ._embeddings import Array
 from ._generation import goes_on
 from ._model import Model, StrPath
-from ._records import ChatCompletion, Completion, StreamControl, TokenData
+from ._records import Completion, StreamControl, TokenData
 from ._request import Prompt, TextRequest
 from ._sync_streams import ChatIterator, TokenIterator
 from .config import UNSET, ContextParams, SamplerParams, StreamConfig

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from . import _core
 from ._chat import ChatGeneration
+from ._chat_records import ChatCompletion, ChatDelta
 from ._generation import BaseStream, EndOfGeneration, Source
-from ._records import ChatCompletion, ChatDelta, TokenData
+from ._records import TokenData
 from .errors import StreamingError
 
 if TYPE_CHECKING:

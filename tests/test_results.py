@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from chat_helpers import GPT_OSS, USER, saying
+from chat_helpers import GPT_OSS, USER, WEATHER, saying
 from conftest import ENDLESS, assert_idle, serving, until, wait_until
 
 from mullama import (
     AsyncContext,
     ChatCompletion,
     ChatError,
+    ChatMessage,
     ClosedError,
     Completion,
     Context,
@@ -197,3 +198,34 @@ async def test_other_ends_need_no_detail(model: Model) -> None:
             stream.cancel()
         completion = stream.completion()
     assert (completion.finish_reason, completion.finish_detail) == ("cancelled", None)
+
+
+# ------------------------------------------------------------------------------ how it shows
+
+
+def test_a_repr_is_a_short_line(context: Context) -> None:
+    config = StreamConfig(max_tokens=200, params=GREEDY, top_logprobs=5)
+    completion = context.generate(PROMPT, config)
+    shown = repr(completion)
+    assert shown.startswith(f"<mullama.Completion {completion.text[:8]!r}"[:-1])
+    assert "tokens=200, finish_reason='length', finish_detail='max_tokens'" in shown
+    answer = context.chat([USER], config)
+    assert repr(answer).startswith(f"<mullama.ChatCompletion <mullama.ChatMessage {answer.text[:8]!r}"[:-1])
+    assert f"finish_reason={answer.finish_reason!r}" in repr(answer)
+    called = context.chat([USER], 120, SamplerParams.greedy(), tools=[WEATHER], tool_choice="required")
+    assert repr(called.message) == "<mullama.ChatMessage '', tool_calls=['get_weather']>"
+    thought = ChatMessage("It is sunny.", "Long " * 100)
+    assert "reasoning_content='Long Long" in repr(thought)
+    everything = (completion, answer, called, thought, completion.usage, completion.timings)
+    for one in (*everything, *called.message.tool_calls, context.statistics()):
+        assert "\n" not in repr(one)
+        assert len(repr(one)) < 220
+
+
+def test_an_answer_has_what_its_completion_has(context: Context) -> None:
+    answer = context.chat([USER], 12, GREEDY)
+    assert (answer.text, answer.usage, answer.timings) == (
+        str(answer),
+        answer.completion.usage,
+        answer.completion.timings,
+    )
