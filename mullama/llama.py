@@ -1,47 +1,87 @@
-"""llama-crab's face of mullama: one `Llama` object with `create_completion` and its kin. Thin: no logic of its own.
+"""One `Llama` object with the names of llama-crab and llama-cpp-python: `create_completion` and its kin. No logic of its own.
 
-For programs that know llama-crab or llama-cpp-python. Everything here is a call of `Context` with other names; what is
-said there of errors and cancellation holds here.
+Everything here is a call of `Context` with other names; what is said there of errors and cancellation holds here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _checks
 from ._chat import ChatOptions, Message
+from ._chat_records import ChatCompletion, ChatDelta
 from ._generation import goes_on
-from ._model import Model, StrPath
-from ._records import ChatCompletion, ChatDelta, Completion, FinishReason, StreamControl, TokenData, TokenLogprob
+from ._model import Model, StrPath, checked_path
+from ._records import Completion, FinishReason, StreamControl, TokenData, TokenLogprob
 from ._sync import Context
-from .config import ContextParams, SamplerParams, StreamConfig
+from .config import ContextParams, SamplerParams, StreamConfig, _Config, _field
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 __all__ = ["CompletionChunk", "CompletionOptions", "Llama", "LlamaParams"]
 
+T = TypeVar("T")
+
+_EXAMPLE = "For example CompletionOptions(max_tokens=64)."
+
+
+_OF_STREAM = {field.name: field.metadata["check"] for field in dataclasses.fields(StreamConfig)}
+
+
+def _path(name: str, value: object) -> object:
+    checked_path(value)  # type: ignore[arg-type]
+    return value  # as it was given
+
+
+def _stop(name: str, value: object) -> Sequence[str]:
+    checked: Sequence[str] = _OF_STREAM["stop_sequences"](name, (value,) if isinstance(value, str) else value)
+    return checked
+
+
+def _suffix(name: str, value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise _checks.refuse_type(name, value, "a str or None")
+
+
+def _made(kind: type[T]) -> _checks.Check:
+    """The check of a field whose value is a configuration of its own."""
+
+    def check(name: str, value: object) -> T:
+        if isinstance(value, kind):
+            return value
+        raise _checks.refuse_type(name, value, f"a {kind.__name__}", f"For example {name}={kind.__name__}().")
+
+    return check
+
 
 @dataclass(frozen=True, slots=True)
-class LlamaParams:
+class LlamaParams(_Config):
     """What to load, and the context to make for it.
 
     Attributes:
         path: The GGUF file; None is the model that comes with mullama.
         n_gpu_layers: As in `Model.load`.
-        context: As in `Context`.
+        context: As in `Context`; one slot where it is left out.
+
+    Raises:
+        InvalidParameter: A value is out of range; `InvalidParameterType` if it is of a wrong type.
     """
 
-    path: StrPath | None = None
-    n_gpu_layers: int = -1
-    context: ContextParams = field(default_factory=lambda: ContextParams(n_seq_max=1))
+    path: StrPath | None = _field(None, _path)  # noqa: RUF009
+    n_gpu_layers: int = _field(-1, _checks.integer(-1, hint="-1 is all of them."))
+    context: ContextParams = field(
+        default_factory=lambda: ContextParams(n_seq_max=1), metadata={"check": _made(ContextParams)}
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionOptions:
-    """One completion.
+class CompletionOptions(_Config):
+    """One completion. Checked when it is made.
 
     Attributes:
         max_tokens: At most so many tokens; None until the end.
@@ -49,31 +89,44 @@ class CompletionOptions:
         sampler: How tokens are chosen: temperature, seed, logit_bias, grammar and the rest.
         logprobs: Whether each chunk comes with the log-probabilities of its token and of the likeliest at its place.
         top_logprobs: How many of those, up to 20.
-        echo: Begin the completion with the prompt.
-        suffix: Text that is to follow: the model fills in, where its vocabulary has the marks for it.
+        echo: Begin the completion with the prompt. Not in a chat.
+        suffix: Text that is to follow: the model fills in, where its vocabulary has the marks for it. Not in a chat.
         min_tokens: No end token before so many.
-        n: So many completions of the one prompt, which is computed once.
+        n: So many completions of the one prompt, which is computed once; `Llama.create_completions` returns all of them.
         timeout_ms: As in `StreamConfig`; default none.
+
+    Raises:
+        InvalidParameter: A value is out of range; `InvalidParameterType` if it is of a wrong type.
     """
 
-    max_tokens: int | None = 256
-    stop: str | Sequence[str] = ()
-    sampler: SamplerParams = field(default_factory=SamplerParams)
-    logprobs: bool = False
-    top_logprobs: int = 0
-    echo: bool = False
-    suffix: str | None = None
-    min_tokens: int = 0
-    n: int = 1
-    timeout_ms: int = 0
+    max_tokens: int | None = _field(256, _OF_STREAM["max_tokens"])
+    stop: str | Sequence[str] = _field((), _stop)
+    sampler: SamplerParams = field(default_factory=SamplerParams, metadata={"check": _made(SamplerParams)})
+    logprobs: bool = _field(False, _checks.flag)
+    top_logprobs: int = _field(0, _OF_STREAM["top_logprobs"])
+    echo: bool = _field(False, _checks.flag)
+    suffix: str | None = _field(None, _suffix)
+    min_tokens: int = _field(0, _OF_STREAM["min_tokens"])
+    n: int = _field(1, _checks.integer(1, 65536))
+    timeout_ms: int = _field(0, _OF_STREAM["timeout_ms"])
+
+    def _agree(self) -> None:
+        if self.top_logprobs and not self.logprobs:
+            raise _checks.conflict(
+                "top_logprobs",
+                self.top_logprobs,
+                f"top_logprobs={self.top_logprobs} does nothing without logprobs",
+                "Add logprobs=True, or leave it out.",
+            )
+        self.stream_config()
 
     def stream_config(self) -> StreamConfig:
-        """The same in mullama's own terms."""
+        """The same as a `StreamConfig`, for the methods of `Context`."""
         return StreamConfig(
             max_tokens=self.max_tokens,
-            stop_sequences=(self.stop,) if isinstance(self.stop, str) and self.stop else self.stop,
+            stop_sequences=self.stop,
             params=self.sampler,
-            top_logprobs=self.top_logprobs if self.logprobs else 0,
+            top_logprobs=self.top_logprobs,
             min_tokens=self.min_tokens,
             timeout_ms=self.timeout_ms,
         )
@@ -97,18 +150,39 @@ class CompletionChunk:
 
 
 class Llama:
-    """A model with one context. Made with `Llama.load`; a context manager."""
+    """A model with one context, as in ``Llama("model.gguf", n_ctx=512)``. A context manager, which closes it.
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    Args:
+        path: The GGUF file, or a whole `LlamaParams`; None is the model that comes with mullama.
+        n_gpu_layers: As in `Model.load`; None is what the `LlamaParams` say, or else all.
+        **context: Fields of `ContextParams` by themselves, such as ``n_ctx=512``; one slot unless `n_seq_max` is given.
+
+    Raises:
+        ModelLoadError: As `Model.load`.
+        ContextError: As `Context`.
+        InvalidParameter: An argument is out of range or of the wrong type.
+    """
+
+    context: Context
+
+    def __init__(
+        self, path: LlamaParams | StrPath | None = None, *, n_gpu_layers: int | None = None, **context: Any
+    ) -> None:
+        params = path if isinstance(path, LlamaParams) else LlamaParams(path)
+        if n_gpu_layers is not None:
+            params = params.replace(n_gpu_layers=n_gpu_layers)
+        model = Model.load(params.path, n_gpu_layers=params.n_gpu_layers)
+        self.context = Context(model, params.context, **context)
 
     @classmethod
-    def load(cls, params: LlamaParams | StrPath | None = None, **context: Any) -> Self:
-        """Load a model and make a context. Keywords are fields of `ContextParams`, such as ``n_ctx=512``."""
-        if not isinstance(params, LlamaParams):
-            params = LlamaParams(params)
-        model = Model.load(params.path, n_gpu_layers=params.n_gpu_layers)
-        return cls(Context(model, params.context, **context))
+    def load(
+        cls, path: LlamaParams | StrPath | None = None, *, n_gpu_layers: int | None = None, **context: Any
+    ) -> Self:
+        """The same as ``Llama(…)``."""
+        return cls(path, n_gpu_layers=n_gpu_layers, **context)
+
+    def __repr__(self) -> str:
+        return f"<mullama.Llama with {self.context!r}>"
 
     @property
     def model(self) -> Model:
@@ -124,6 +198,22 @@ class Llama:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """As `Model.tokenize`."""
+        return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str:
+        """As `Model.detokenize`."""
+        return self.model.detokenize(tokens, special=special)
+
+    def token_bytes(self, token: int) -> bytes:
+        """As `Model.token_bytes`."""
+        return self.model.token_bytes(token)
+
+    def token_is_eog(self, token: int) -> bool:
+        """As `Model.token_is_eog`."""
+        return self.model.token_is_eog(token)
 
     def create_completion(self, prompt: str, options: CompletionOptions | None = None) -> Completion:
         """Complete a prompt. Of several completions (`options.n`) the first; `create_completions` gives all."""
@@ -161,7 +251,7 @@ class Llama:
         **chat: Unpack[ChatOptions],
     ) -> ChatCompletion:
         """Answer a chat; see `Context.chat`."""
-        return self.context.chat(messages, _checked_single(options, print).stream_config(), **chat)
+        return self.context.chat(messages, _checked_chat(options).stream_config(), **chat)
 
     def create_chat_completion_stream(
         self,
@@ -171,7 +261,7 @@ class Llama:
         **chat: Unpack[ChatOptions],
     ) -> ChatCompletion:
         """Answer a chat, calling back with what each token adds to the message."""
-        config = _checked_single(options, callback).stream_config()
+        config = _checked_chat(options, callback).stream_config()
         with self.context.chat_stream(messages, config, **chat) as stream:
             for delta in stream:
                 if not goes_on(callback(delta)):
@@ -190,24 +280,27 @@ class Llama:
 
     @staticmethod
     def _echoed(prompt: str, options: CompletionOptions, completion: Completion) -> Completion:
-        return replace(completion, text=prompt + completion.text) if options.echo else completion
+        return replace(completion, text=prompt + completion.text, n_echoed=len(prompt)) if options.echo else completion
 
 
 def _checked(options: CompletionOptions | None) -> CompletionOptions:
     if options is not None and not isinstance(options, CompletionOptions):
-        raise _checks.refuse_type("options", options, "a CompletionOptions or None")
-    options = options or CompletionOptions()
-    for name, value in (("echo", options.echo), ("logprobs", options.logprobs)):
-        _checks.flag(name, value)
-    if options.suffix is not None and not isinstance(options.suffix, str):
-        raise _checks.refuse_type("suffix", options.suffix, "a str or None")
+        raise _checks.refuse_type("options", options, "a CompletionOptions or None", _EXAMPLE)
+    return options or CompletionOptions()
+
+
+def _checked_single(options: CompletionOptions | None, callback: object = print) -> CompletionOptions:
+    options = _checked(options)
+    if options.n != 1:
+        raise _checks.refuse("n", options.n, "1 here", "create_completions() gives several.")
+    if not callable(callback):
+        raise _checks.refuse_type("callback", callback, "a function of one chunk")
     return options
 
 
-def _checked_single(options: CompletionOptions | None, callback: object) -> CompletionOptions:
-    options = _checked(options)
-    if options.n != 1:
-        raise _checks.refuse("n", options.n, "1 here", "create_completions gives several.")
-    if not callable(callback):
-        raise _checks.refuse_type("callback", callback, "a function of one chunk")
+def _checked_chat(options: CompletionOptions | None, callback: object = print) -> CompletionOptions:
+    options = _checked_single(options, callback)
+    for name, none in (("echo", False), ("suffix", None)):
+        if getattr(options, name) != none:
+            raise _checks.refuse(name, getattr(options, name), f"{none} in a chat", "Leave it out.")
     return options

@@ -1,10 +1,9 @@
-"""llama-crab's face of mullama: each call is one of `Context` with other names, chunks and options."""
+"""`Llama`, with the names of llama-crab and llama-cpp-python: each call is one of `Context`."""
 
 from __future__ import annotations
 
 import io
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,32 +52,42 @@ def llama(shared: Llama) -> Iterator[Llama]:
 # ------------------------------------------------------------------------------ loading
 
 
-def test_load_by_path_and_by_parameters() -> None:
+@pytest.mark.parametrize("make", [Llama, Llama.load], ids=["Llama", "load"])
+def test_made_of_a_path_or_of_parameters(make: Callable[..., Llama]) -> None:
     for given in (None, default_model(), str(default_model()), LlamaParams(default_model())):
-        with Llama.load(given, n_ctx=300, n_threads=1) as llama:
+        with make(given, n_ctx=300, n_threads=1) as llama:
             assert llama.context.n_ctx == 300
             assert llama.context.statistics().slots == 1
             assert llama.model.path == default_model()
     params = LlamaParams(n_gpu_layers=0, context=ContextParams(n_ctx=256, n_seq_max=2))
-    with Llama.load(params, n_threads=1) as llama:
+    with make(params, n_gpu_layers=-1, n_threads=1) as llama:
         assert (llama.context.statistics().slots, llama.context.n_threads) == (2, 1)
 
 
-def test_load_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [Llama, Llama.load], ids=["Llama", "load"])
+def test_what_it_cannot_be_made_of(make: Callable[..., Llama], tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
-        Llama.load(tmp_path / "none.gguf")
-    with pytest.raises(InvalidParameter, match="ContextParams has no such field"):
-        Llama.load(n_context=512)
+        make(tmp_path / "none.gguf")
+    with pytest.raises(InvalidParameter, match="n_context"):
+        make(n_context=512)
     with pytest.raises(InvalidParameter, match="path must be"):
-        Llama.load(5)  # type: ignore[arg-type]
+        make(5)
+    with pytest.raises(InvalidParameter, match="n_gpu_layers must be an integer"):
+        make(n_gpu_layers="all")
 
 
-@pytest.mark.parametrize("wrong", [{"echo": "no"}, {"logprobs": 1}, {"suffix": 3}], ids=repr)
-def test_options_of_a_wrong_type(llama: Llama, wrong: dict[str, Any]) -> None:
-    for ask in (llama.create_completion, llama.create_chat_completion):
-        with pytest.raises(InvalidParameter) as caught:
-            ask("Hello", CompletionOptions(**wrong))  # type: ignore[arg-type]
-        assert caught.value.parameter == min(wrong)
+def test_its_repr_names_its_context(llama: Llama) -> None:
+    assert repr(llama) == f"<mullama.Llama with {llama.context!r}>"
+
+
+def test_tokens_are_the_models(llama: Llama) -> None:
+    ids = llama.tokenize(PROMPT)
+    assert ids == llama.model.tokenize(PROMPT)
+    assert llama.tokenize("</s>", add_special=False, parse_special=True) == [llama.model.token_eos]
+    assert llama.detokenize(ids) == PROMPT
+    assert llama.detokenize([llama.model.token_eos], special=True) == "</s>"
+    assert llama.token_bytes(ids[1]) == llama.model.token_bytes(ids[1])
+    assert [llama.token_is_eog(token) for token in (ids[1], llama.model.token_eos)] == [False, True]
 
 
 # ------------------------------------------------------------------------------ completions
@@ -137,6 +146,15 @@ def test_echo(llama: Llama) -> None:
     completion = llama.create_completion_stream(PROMPT, options(echo=True), chunks.append)  # type: ignore[arg-type]
     assert completion.text == "".join(chunk.text for chunk in chunks) == PROMPT + plain
     assert (chunks[0].text, chunks[0].token, len(chunks)) == (PROMPT, -1, 13)
+
+
+def test_offsets_after_an_echo(llama: Llama) -> None:
+    completion = llama.create_completion(PROMPT, options(echo=True))
+    choice = completion.to_choice(token_bytes=llama.token_bytes)
+    logprobs = choice["logprobs"]
+    assert logprobs["text_offset"][0] == len(PROMPT) == completion.n_echoed
+    each = zip(logprobs["text_offset"], logprobs["tokens"], strict=True)
+    assert all(choice["text"].startswith(token, offset) for offset, token in each)
 
 
 def test_echo_stopped_at_once_calls_back_no_more(llama: Llama) -> None:
@@ -312,40 +330,3 @@ def test_a_chat_is_stopped_by_its_callback(llama: Llama) -> None:
     assert answer.finish_reason == "cancelled"
     assert answer.message.content == "".join(str(delta) for delta in seen)
     assert len(seen) == 4
-
-
-# ------------------------------------------------------------------------------ what is refused
-
-
-@pytest.mark.parametrize("given", [{"max_tokens": 3}, 3, "text"], ids=repr)
-def test_options_of_another_type(llama: Llama, given: Any) -> None:
-    for call in (
-        lambda: llama.create_completion(PROMPT, given),
-        lambda: llama.create_completion_stream(PROMPT, given, print),  # type: ignore[arg-type]
-        lambda: llama.create_chat_completion(USER, given),
-    ):
-        with pytest.raises(InvalidParameter, match="options must be a CompletionOptions"):
-            call()
-
-
-@pytest.mark.parametrize("callback", [None, "print"], ids=repr)
-def test_a_callback_that_cannot_be_called(llama: Llama, callback: Any) -> None:
-    before = llama.context.statistics().tokens_in
-    for call in (
-        lambda: llama.create_completion_stream(PROMPT, None, callback),
-        lambda: llama.create_chat_completion_stream(USER, None, callback),
-    ):
-        with pytest.raises(InvalidParameter, match="callback must be a function"):
-            call()
-    assert llama.context.statistics().tokens_in == before
-
-
-def test_several_where_there_is_one(llama: Llama) -> None:
-    for call in (
-        lambda: llama.create_completion_stream(PROMPT, options(n=2), sys.stdout.write),  # type: ignore[arg-type]
-        lambda: llama.create_chat_completion(USER, options(n=2)),
-    ):
-        with pytest.raises(InvalidParameter, match="n must be 1 here, not 2"):
-            call()
-    with pytest.raises(InvalidParameter, match="n must be"):
-        llama.create_completions(PROMPT, options(n=0))
