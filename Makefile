@@ -51,7 +51,7 @@ types: build $(VENV)/installed ## strict types, and the stub against the extensi
 	$(BIN)/python -m mypy.stubtest mullama._core
 
 docs: build $(VENV)/installed ## try the documentation: its examples, links and reference
-	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_docs_examples.py $(ARGS)
 
 reference: build $(VENV)/installed ## write the generated parts of docs/reference/ from the docstrings
 	$(BIN)/python tools/reference.py

@@ -22,7 +22,8 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from test_docs import ROOT, TIME_LIMIT, prose, run_python
+from test_docs import ROOT, prose
+from test_docs_examples import TIME_LIMIT, run_python
 from websockets.sync.client import ClientConnection, connect
 
 import mullama
