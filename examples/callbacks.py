@@ -13,7 +13,10 @@ from collections import deque
 import anyio
 from anyio import from_thread, to_thread
 
-from mullama import Completion, Context, GenerationError, Model, MullamaError, TokenData
+from mullama import Completion, Context, GenerationError, Model, MullamaError, SamplerParams, StreamConfig, TokenData
+
+STORY = "Once upon a time"
+EXACT = SamplerParams.greedy()  # always the likeliest token: the same text in every run
 
 
 def show(token: TokenData) -> None:
@@ -21,11 +24,11 @@ def show(token: TokenData) -> None:
 
 
 def basic(context: Context) -> None:
-    context.generate_streaming("Write a poem:", 200, show)
+    context.generate_streaming("Write a poem:", 200, show, EXACT)
 
 
 def stopping(context: Context) -> None:
-    """After a hundred tokens, or at certain words."""
+    """After forty tokens, or at certain words."""
     total, text = 0, ""
 
     def watch(token: TokenData) -> bool:
@@ -33,9 +36,10 @@ def stopping(context: Context) -> None:
         show(token)
         total += 1
         text += token
-        return total < 100 and "THE END" not in text
+        return total < 40 and "THE END" not in text
 
-    context.generate_streaming("Generate text:", 1000, watch)
+    completion = context.generate_streaming(STORY, 1000, watch, EXACT)
+    print(f"\n{total} tokens, {completion.finish_reason}")
 
 
 def collecting(context: Context) -> None:
@@ -45,17 +49,19 @@ def collecting(context: Context) -> None:
         show(token)
         response.append(token)
 
-    completion = context.generate_streaming("Hello:", 200, collect)
-    print("\n\nFull response:", "".join(response))
+    completion = context.generate_streaming("Hello:", 200, collect, EXACT)
+    print("\n\nFull response:", "".join(response).strip())
     assert completion.text == "".join(response)
 
 
 def progress(context: Context) -> None:
     """The stream measures itself, so a loop is simpler here than a callback with a clock."""
-    with context.generate_stream("Write an essay:", 500) as stream:
+    with context.generate_stream(STORY, 500, EXACT) as stream:
         for token in stream:
             if stream.tokens_generated() % 50 == 0:
-                print(f"\n[{stream.tokens_generated()} tokens, {stream.tokens_per_second():.1f} t/s]", file=sys.stderr)
+                print(
+                    f" [{stream.tokens_generated()} tokens, {stream.tokens_per_second():.1f} t/s]", end="", flush=True
+                )
             show(token)
     timings = stream.completion().timings
     seconds = (timings.prefill_ms + timings.decode_ms) / 1000
@@ -64,7 +70,7 @@ def progress(context: Context) -> None:
 
 def another_thread(context: Context) -> None:
     """A queue with a bound: a slow consumer pauses the generation instead of filling the memory."""
-    tokens: queue.Queue[TokenData | None] = queue.Queue(maxsize=32)
+    tokens: queue.Queue[TokenData | None] = queue.Queue(maxsize=4)
     received: list[TokenData] = []
 
     def consume() -> None:
@@ -73,11 +79,11 @@ def another_thread(context: Context) -> None:
 
     consumer = threading.Thread(target=consume)
     consumer.start()
-    completion = context.generate_streaming("Hello:", 200, tokens.put)
+    completion = context.generate_streaming("Hello:", 200, tokens.put, EXACT)
     tokens.put(None)  # the end
     consumer.join()
     assert "".join(received) == completion.text
-    print(len(received), "tokens arrived")
+    print(f"{len(received)} tokens arrived: {completion.text.strip()}")
 
 
 def buffered(context: Context) -> None:
@@ -93,18 +99,20 @@ def buffered(context: Context) -> None:
         if len(buffer) >= 5:
             flush()
 
-    context.generate_streaming("Hello:", 200, add)
+    context.generate_streaming("What is Rust?", 200, add, EXACT)
     flush()  # what is left
 
 
 def failing(context: Context) -> None:
+    """With so little time that it must."""
+    config = StreamConfig(max_tokens=200, timeout_ms=300, stream_delay_ms=20, params=EXACT)
     try:
-        context.generate_streaming("Hello:", 200, show)
+        context.generate_streaming(STORY, config, show)
         print("\nGeneration complete")
     except GenerationError as error:
-        print("\nGeneration failed:", error, file=sys.stderr)
+        print("\nGeneration failed:", error)
     except MullamaError as error:
-        print("\nError:", error, file=sys.stderr)
+        print("\nError:", error)
 
 
 async def from_a_worker_thread(context: Context) -> None:
@@ -113,7 +121,7 @@ async def from_a_worker_thread(context: Context) -> None:
 
     def generate() -> Completion:
         try:
-            return context.generate_streaming("Hello:", 200, lambda token: from_thread.run(send.send, token))
+            return context.generate_streaming("Hello:", 200, lambda token: from_thread.run(send.send, token), EXACT)
         finally:
             from_thread.run_sync(send.close)
 

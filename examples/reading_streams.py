@@ -9,35 +9,38 @@ import sys
 
 from mullama import Context, Model, MullamaError, SamplerParams, StreamConfig
 
+EXACT = SamplerParams.greedy()  # always the likeliest token: the same text in every run
+
 
 def simplest(context: Context) -> None:
     def show(token: str) -> bool:
         print(token, end="", flush=True)
         return True  # False would stop
 
-    context.generate_streaming("Write a poem:", 200, show)
+    context.generate_streaming("Write a poem:", 200, show, EXACT)
     print()
 
 
 def configured(context: Context) -> None:
     config = StreamConfig(
         max_tokens=500,
-        temperature=0.7,
-        top_k=40,
-        top_p=0.9,
-        stop_sequences=["END"],
+        params=SamplerParams(temperature=0.7, top_k=40, top_p=0.9, seed=1),
+        stop_sequences=["END", "."],
         buffer_size=64,
         timeout_ms=30_000,
     )
-    for token in context.generate_stream("Hello:", config):
+    stream = context.generate_stream("What is Rust?", config)
+    for token in stream:
         print(token, end="", flush=True)
-    print()
+    print(f" [stopped before {stream.completion().stop_sequence!r}]")
 
 
 def recovering(context: Context, config: StreamConfig) -> None:
     """Errors are told apart by code; tokens that came before have been read by then."""
+    prompt = "Once upon a time"
+    print(prompt, end="")
     try:
-        for token in context.generate_stream("Hello:", config):
+        for token in context.generate_stream(prompt, config):
             print(token, end="", flush=True)
     except MullamaError as error:
         if error.code == "STREAM_TIMEOUT":
@@ -51,13 +54,13 @@ def recovering(context: Context, config: StreamConfig) -> None:
 def five_items(context: Context) -> None:
     """Leaving the loop stops the generation; `with` also waits until the slot is free."""
     text = ""
-    with context.generate_stream("Generate a list:", 1000) as stream:
+    with context.generate_stream("Count to 100.", 1000, EXACT) as stream:
         for token in stream:
             text += token
             print(token, end="", flush=True)
-            if text.count("\n-") >= 5:
+            if text.count(",") >= 5:
                 break
-    print(f"\n[{stream.tokens_generated()} tokens, {stream.tokens_per_second():.0f} tokens/s]")
+    print(f"\n[{stream.completion().finish_reason}, {stream.tokens_per_second():.0f} tokens/s]")
 
 
 def main(path: str | None = None) -> None:
@@ -67,7 +70,7 @@ def main(path: str | None = None) -> None:
         print("\n--- configured")
         configured(context)
         print("\n--- too slow")
-        recovering(context, StreamConfig(max_tokens=None, timeout_ms=20, params=SamplerParams(ignore_eos=True)))
+        recovering(context, StreamConfig(max_tokens=None, timeout_ms=300, stream_delay_ms=20, params=EXACT))
         print("\n--- five items")
         five_items(context)
 

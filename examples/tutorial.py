@@ -11,13 +11,13 @@ from types import FrameType
 
 from mullama import Completion, Context, Model, SamplerParams
 
-WARM = SamplerParams(temperature=0.7)
+WARM = SamplerParams(temperature=0.7, seed=2)
 
 
 def console(context: Context) -> None:
     prompt = "The future of artificial intelligence is"
     print(prompt, end="", flush=True)
-    for piece in context.generate_stream(prompt, max_tokens=100, params=SamplerParams(temperature=0.8)):
+    for piece in context.generate_stream(prompt, max_tokens=100, params=SamplerParams(temperature=0.8, seed=1)):
         print(piece, end="", flush=True)
     print("\n")
 
@@ -25,7 +25,7 @@ def console(context: Context) -> None:
 def stream_with_stats(context: Context, prompt: str, max_tokens: int = 200) -> Completion:
     """The stream counts and measures by itself."""
     print("> ", end="", flush=True)
-    pieces = context.generate_stream(prompt, max_tokens)
+    pieces = context.generate_stream(prompt, max_tokens, WARM)
     for piece in pieces:
         print(piece, end="", flush=True)
     completion = pieces.completion()
@@ -43,7 +43,7 @@ def stream_with_stats(context: Context, prompt: str, max_tokens: int = 200) -> C
 def temperatures(context: Context) -> None:
     for temperature in (0.1, 0.7, 1.2):
         print(f"{temperature}: ", end="", flush=True)
-        for piece in context.generate_stream("Once upon a time", 30, SamplerParams(temperature=temperature)):
+        for piece in context.generate_stream("Once upon a time", 30, SamplerParams(temperature=temperature, seed=1)):
             print(piece, end="", flush=True)
         print()
         context.clear_cache()
@@ -52,8 +52,9 @@ def temperatures(context: Context) -> None:
 
 def until_a_full_stop(context: Context) -> None:
     text = ""
-    print("> ", end="", flush=True)
-    with context.generate_stream("The meaning of life is", max_tokens=200) as pieces:
+    prompt = "Once upon a time"
+    print(prompt, end="", flush=True)
+    with context.generate_stream(prompt, max_tokens=200, params=WARM) as pieces:
         for piece in pieces:
             print(piece, end="", flush=True)
             text += piece
@@ -63,8 +64,13 @@ def until_a_full_stop(context: Context) -> None:
     print("\n")
 
 
-def stream_with_cancellation(context: Context, prompt: str, max_tokens: int | None = 500) -> str:
-    """Ctrl-C cancels this stream and not the program. `cancel()` may be called from a signal handler or another thread."""
+def stream_with_cancellation(
+    context: Context, prompt: str, max_tokens: int | None = 500, interrupt_after: int | None = None
+) -> str:
+    """Ctrl-C cancels this stream and not the program. `cancel()` may be called from a signal handler or another thread.
+
+    After `interrupt_after` tokens it is pressed in any case.
+    """
     stream = context.generate_stream(prompt, max_tokens, WARM)
 
     def cancel(number: int, frame: FrameType | None) -> None:
@@ -72,9 +78,11 @@ def stream_with_cancellation(context: Context, prompt: str, max_tokens: int | No
 
     before = signal.signal(signal.SIGINT, cancel)
     try:
-        print("> ", end="", flush=True)
-        for piece in stream:
+        print(prompt, end="", flush=True)
+        for count, piece in enumerate(stream, 1):
             print(piece, end="", flush=True)
+            if count == interrupt_after:
+                signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
     completion = stream.completion()
@@ -87,13 +95,14 @@ def main(path: str | None = None) -> None:
         print("--- Streaming")
         console(context)
         print("--- Measuring")
-        stream_with_stats(context, "Explain gravity in one paragraph:", 150)
+        stream_with_stats(context, "What is Rust?", 150)
         print("--- Temperatures")
         temperatures(context)
         print("--- Stopping at a full stop")
         until_a_full_stop(context)
         print("--- Ctrl-C")
-        stream_with_cancellation(context, "Once upon a time")
+        kept = stream_with_cancellation(context, "Once upon a time", interrupt_after=30)
+        print(f"Kept: {kept!r}")
 
 
 if __name__ == "__main__":

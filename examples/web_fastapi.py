@@ -5,6 +5,7 @@
     uvicorn --app-dir examples web_fastapi:app --port 3000      # to keep it running
     curl --no-buffer --json '{"prompt": "Once upon a time"}' http://127.0.0.1:3000/stream
 
+Without a model the start-up fails. A request is answered with 200 only when its first token is there.
 `examples/web_asgi.py` does the same without a framework.
 """
 
@@ -20,14 +21,14 @@ from contextlib import asynccontextmanager
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from mullama import AsyncModel, MullamaError, StreamConfig
+from mullama import AsyncModel, MullamaError, StreamConfig, TokenData, TokenizationError, TokenStream
 
 
-class Request(BaseModel):
+class Prompt(BaseModel):
     prompt: str
     max_tokens: int = 200
 
@@ -43,31 +44,52 @@ app = FastAPI(lifespan=lifespan)
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second one is for nginx
 
 
+@app.exception_handler(MullamaError)
+async def refuse(request: Request, error: MullamaError) -> JSONResponse:
+    """Where nothing has been sent yet: 422 as FastAPI itself has it for a bad value, or 503."""
+    bad = isinstance(error, (ValueError, TokenizationError)) or error.code == "PROMPT_TOO_LONG"
+    return JSONResponse({"detail": str(error), "code": error.code}, 422 if bad else 503)
+
+
+async def started(prompt: str, config: StreamConfig) -> tuple[TokenStream, TokenData | None]:
+    """A stream and its first token. Whatever is wrong with the request is raised here, before a status is sent."""
+    stream: TokenStream = app.state.model.generate_stream(prompt, config)
+    return stream, await stream.next()
+
+
 @app.post("/generate")
-async def generate(request: Request) -> StreamingResponse:
+async def generate(body: Prompt) -> StreamingResponse:
     """Each token's text as an event, then [DONE]."""
+    stream, token = await started(body.prompt, StreamConfig(max_tokens=body.max_tokens))
 
     async def events() -> AsyncIterator[str]:
-        async with app.state.model.generate_stream(request.prompt, request.max_tokens) as stream:
-            async for token in stream:
-                yield f"data: {json.dumps({'text': token})}\n\n"
-        yield "data: [DONE]\n\n"
+        nonlocal token
+        try:
+            async with stream:
+                while token is not None:
+                    yield f"data: {json.dumps({'text': token})}\n\n"
+                    token = await stream.next()
+            yield "data: [DONE]\n\n"
+        except MullamaError as error:  # the status has been sent long ago
+            yield f"data: {json.dumps({'error': error.code})}\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream", headers=HEADERS)
 
 
 @app.post("/stream")
-async def stream(request: Request) -> StreamingResponse:
+async def stream(body: Prompt) -> StreamingResponse:
     """Numbered tokens. A client that goes away cancels the response, and so the generation; nothing is to be checked."""
+    stream, token = await started(body.prompt, StreamConfig(max_tokens=body.max_tokens, temperature=0.7))
 
     async def events() -> AsyncIterator[str]:
+        nonlocal token
         index = 0
-        config = StreamConfig(max_tokens=request.max_tokens, temperature=0.7)
         try:
-            async with app.state.model.generate_stream(request.prompt, config) as stream:
-                async for token in stream:
+            async with stream:
+                while token is not None:
                     yield f"data: {json.dumps({'token': token, 'index': index, 'done': False})}\n\n"
                     index += 1
+                    token = await stream.next()
             yield f"data: {json.dumps({'token': '', 'index': index, 'done': True})}\n\n"
         except MullamaError as error:  # the status has been sent long ago
             yield f"data: {json.dumps({'error': error.code})}\n\n"
@@ -91,14 +113,15 @@ async def read_stream(client: httpx.AsyncClient, prompt: str, max_tokens: int = 
 @asynccontextmanager
 async def serving() -> AsyncIterator[str]:
     """The application on a free port of this machine, for the time of the block."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"  # connections wait until the server takes them
-    finally:
-        server.should_exit = True
-        await task
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", lifespan="off"))
+    async with lifespan(app):  # here rather than in the server, so that its errors come out of here
+        listener = socket.create_server(("127.0.0.1", 0))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"  # connections wait until the server takes them
+        finally:
+            server.should_exit = True
+            await task
 
 
 async def main() -> None:
@@ -108,9 +131,14 @@ async def main() -> None:
             print(text, end="", flush=True)
         response = await client.post("/generate", json={"prompt": "Long ago", "max_tokens": 5})
         print("\n", response.text, sep="")
+        refused = await client.post("/generate", json={"prompt": "Long ago", "max_tokens": 0})
+        print(refused.status_code, refused.text)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         os.environ["MODEL"] = sys.argv[1]
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except MullamaError as error:
+        sys.exit(str(error))

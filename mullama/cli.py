@@ -206,7 +206,12 @@ _GPU_LAYERS = click.option(
 @_MODEL
 @_BACKEND
 @click.option("--raw", is_flag=True, help="Go on with the text of PROMPT instead of answering it.")
-@click.option("--system", callback=_checked_text, metavar="TEXT", help="Tell the model in a chat what to be or do.  [default: none]")
+@click.option(
+    "--system",
+    callback=_checked_text,
+    metavar="TEXT",
+    help="Tell the model in a chat what to be or do.  [default: none]",
+)
 @click.option(
     "-n",
     "--max-tokens",
