@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +26,7 @@ from ._chat import ChatRequest
 from ._chat_records import ChatCompletion
 from ._context import BaseContext, SharedContext
 from ._embeddings import Array
-from ._generation import goes_on
+from ._generation import Generation, goes_on
 from ._model import Lora, Model, StrPath
 from ._records import Completion, StreamControl, TokenData
 from ._request import Prompt, TextRequest
@@ -88,17 +89,21 @@ class AsyncContext(BaseContext):
     @arguments(several_requests)
     async def generate_many(self, several: tuple[TextRequest, int]) -> list[Completion]:
         """As `Context.generate_many`. Cancelled, all of them have stopped generating when it returns."""
-        async with AsyncExitStack() as stack:
-            streams = [
-                await stack.enter_async_context(TokenStream(generation))
-                for generation in self._shared.generations(*several)
-            ]
-            for stream in streams:
-                stack.callback(stream.cancel)  # all of them at once, before it waits for one by one
-            for stream in streams:
-                async for _ in stream:
+        requests = self._shared.several(*several)
+        streams: deque[TokenStream] = deque()
+        completions = []
+        try:
+            while requests.begin(streams, lambda request: TokenStream(Generation(request))):
+                async for _ in streams[0]:
                     pass
-        return [stream.completion() for stream in streams]
+                completions.append(streams.popleft().completion())
+        finally:
+            for stream in streams:  # all of them at once, before it waits for one by one
+                stream.cancel()
+            with CancelScope(shield=True):
+                for stream in streams:
+                    await stream.aclose()
+        return completions
 
     async def generate_streaming(
         self,

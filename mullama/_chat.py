@@ -47,7 +47,7 @@ class ChatOptions(TypedDict, total=False):
         parallel_tool_calls: Whether it may call several at once; default False.
         thinking: Whether a model that can think to itself should; default True.
         template: A Jinja template in place of the model's own: its text as a `str`, or its file as a `pathlib.Path`. It is
-            a program: one that never ends cannot be stopped, so take it from where you would take code.
+            a program, and may take 5 seconds of processor time: take it from where you would take code.
         template_arguments: Variables for the template, of any JSON type.
     """
 
@@ -157,7 +157,7 @@ def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, 
     arguments = options.get("template_arguments") or {}
     if not isinstance(arguments, Mapping):
         raise _checks.refuse_type("template_arguments", arguments, "a mapping")
-    checked_grammar(model, params)
+    checked_grammar(params)
     said = _json("messages", _checked_messages(messages))
     try:
         return _core.Chat(

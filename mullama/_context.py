@@ -19,7 +19,7 @@ from ._generation import Generation
 from ._model import Model, StrPath, checked_tokens
 from ._prompt_cache import checked_state_path, read_state, write_state
 from ._records import ContextStatistics
-from ._request import TextRequest, prepare, several
+from ._request import Several, TextRequest, prepare
 from .config import ContextParams, StreamConfig
 from .errors import ContextError, StateError
 
@@ -60,8 +60,8 @@ class SharedContext:
     def generation(self, request: TextRequest) -> Generation:
         return Generation(prepare(self.engine, request.prompt, request.config))
 
-    def generations(self, request: TextRequest, n: int) -> list[Generation]:
-        return [self.generation(one) for one in several(request, n, self.engine.n_ctx)]
+    def several(self, request: TextRequest, n: int) -> Several:
+        return Several(request, n, self.engine)
 
     def chat_generation(self, request: ChatRequest) -> ChatGeneration:
         return ChatGeneration(self.engine, request)

@@ -59,6 +59,45 @@ cdef extern from "_native/model/log.hpp" namespace "mullama" nogil:
     vector[LogLine] take_log() except +
 
 
+cdef extern from *:
+    """
+    #include "_native/engine/engine.hpp"
+
+    // The classes, once the module is there; queue_full makes an error of a length.
+    static PyObject * closed_error = nullptr, * grammar_error = nullptr, * stopped_error = nullptr, * queue_full = nullptr;
+
+    static void raise_error() {
+        try {
+            throw;
+        } catch (const mullama::Closed & e) {
+            PyErr_SetString(closed_error, e.what());
+        } catch (const mullama::GrammarError & e) {
+            PyErr_SetString(grammar_error, e.what());
+        } catch (const mullama::Stopped & e) {
+            PyErr_SetString(stopped_error, e.what());
+        } catch (const mullama::QueueFull & e) {
+            PyObject * const error = PyObject_CallFunction(queue_full, "L", (long long) e.length);
+            if (error != nullptr) PyErr_SetObject((PyObject *) Py_TYPE(error), error);
+            Py_XDECREF(error);
+        } catch (const std::bad_alloc &) {
+            PyErr_NoMemory();
+        } catch (const std::exception & e) {
+            PyErr_SetString(PyExc_RuntimeError, e.what());
+        }
+    }
+    """
+    void raise_error()
+    PyObject * closed_error
+    PyObject * grammar_error
+    PyObject * stopped_error
+    PyObject * queue_full
+
+
+cdef extern from "_native/checks/work_limit.hpp" namespace "mullama" nogil:
+    cdef cppclass StopSignal:
+        pass
+
+
 cdef extern from "_native/checks/gguf_check.hpp" namespace "mullama" nogil:
     cdef cppclass ModelFacts:
         pass
@@ -74,7 +113,7 @@ cdef extern from "_native/model/model.hpp" namespace "mullama" nogil:
         llama_progress_callback on_progress
         void * on_progress_data
     shared_ptr[llama_model] load_model(const string & path, const LoadParams &, ModelFacts &) except +
-    vector[int32_t] tokenize(const llama_model *, const string &, cbool add_special, cbool parse_special) except +
+    vector[int32_t] tokenize(const llama_model *, const string &, cbool add_special, cbool parse_special, const StopSignal &) except +raise_error
     string detokenize(const llama_model *, const vector[int32_t] &, cbool special) except +
     size_t longest_piece(const llama_model *) except +
     vector[pair[string, string]] metadata(const llama_model *) except +
@@ -103,27 +142,16 @@ cdef extern from "_native/engine/ring.hpp" namespace "mullama" nogil:
         const char * text()
 
 
-cdef extern from "_native/sampling/sampler.hpp" namespace "mullama" nogil:
+cdef extern from "_native/sampling/sampling.hpp" namespace "mullama" nogil:
     cdef cppclass Sampling:
-        uint32_t seed
-        float temperature, dynatemp_range, dynatemp_exponent
-        int32_t top_k, min_keep
-        float top_p, min_p, typical_p, top_n_sigma
-        float xtc_probability, xtc_threshold
-        int32_t penalty_last_n
-        float repeat_penalty, frequency_penalty, presence_penalty
-        float dry_multiplier, dry_base
-        int32_t dry_allowed_length, dry_penalty_last_n
-        vector[string] dry_sequence_breakers
-        int32_t mirostat
-        float mirostat_tau, mirostat_eta
-        cbool ignore_eos
-        vector[pair[int32_t, float]] logit_bias
-        vector[string] samplers
-        float adaptive_target, adaptive_decay
-        string grammar
-    void check_grammar(const llama_model *, const string & grammar) except +
-    string native_grammar_of_schema "mullama::grammar_of_schema"(const string & schema) except +
+        void set(const string & name, double value) except +
+        void set(const string & name, const vector[string] & texts) except +
+        void set_grammar(const string & gbnf) except +
+        void add_bias(int32_t token, float bias) except +
+
+
+cdef extern from "_native/sampling/sampler.hpp" namespace "mullama" nogil:
+    string native_grammar_of_schema "mullama::grammar_of_schema"(const string & schema, const StopSignal &) except +raise_error
 
 
 cdef extern from "_native/model/lora.hpp" namespace "mullama" nogil:
@@ -133,7 +161,6 @@ cdef extern from "_native/model/lora.hpp" namespace "mullama" nogil:
 
 cdef extern from "_native/chat/chat.hpp" namespace "mullama" nogil:
     cdef cppclass CTemplates "mullama::Templates":
-        CTemplates(shared_ptr[llama_model] model, const string & text) except +
         cbool supports_thinking() except +
     cdef cppclass ChatRequest:
         string messages, tools, tool_choice
@@ -147,7 +174,6 @@ cdef extern from "_native/chat/chat.hpp" namespace "mullama" nogil:
         int64_t call
         string call_id, call_name, call_arguments
     cdef cppclass CChat "mullama::Chat":
-        CChat(shared_ptr[CTemplates] templates, const ChatRequest & request) except +
         const string & prompt()
         const vector[string] & stops()
         vector[int32_t] preserved() except +
@@ -164,23 +190,29 @@ cdef extern from "_native/text/text.hpp" namespace "mullama" nogil:
         int finish(string & out) except +
 
 
-cdef extern from "_native/engine/stream.hpp" namespace "mullama" nogil:
-    cdef cppclass Request:
+cdef extern from "_native/engine/request.hpp" namespace "mullama" nogil:
+    cdef cppclass CRequest "mullama::Request":
         vector[int32_t] prompt
-        int64_t max_tokens, called_us, timeout_us, delay_us
+        int64_t max_tokens, delay_us
         uint32_t buffer_size
         uint32_t n_top
         int64_t min_tokens
         vector[string] stops
-        Sampling sampling
         vector[int32_t] preserved
         vector[pair[shared_ptr[CLora], float]] loras
         uint32_t n_logits
+        size_t longest_piece
+        void finish(const llama_model *, Sampling &, const StopSignal &) except +raise_error
+
+
+cdef extern from "_native/engine/stream.hpp" namespace "mullama" nogil:
     cdef cppclass Finish:  # an enum class; cast to int
         pass
     cdef cppclass Fault:   # likewise
         pass
-    cdef cppclass Outcome:
+    const Finish FINISH_ERROR "mullama::Finish::error", FINISH_TIMEOUT "mullama::Finish::timeout"
+    const Fault FAULT_NONE "mullama::Fault::none", FAULT_PREPARATION "mullama::Fault::preparation"
+    cdef cppclass CppOutcome "mullama::Outcome":
         Finish finish
         Fault fault
         string message
@@ -191,7 +223,10 @@ cdef extern from "_native/engine/stream.hpp" namespace "mullama" nogil:
         string text
         int64_t cached_tokens, called_us, admitted_us, first_us, last_us, ended_us
     cdef cppclass CStream "mullama::Stream":
-        CStream(shared_ptr[CEngine] engine, Request request, size_t longest_piece) except +
+        CStream(shared_ptr[CEngine] engine, int64_t called_us, int64_t timeout_us) except +
+        cbool stopped()
+        void submit(CRequest) except +raise_error
+        void fail(Finish, Fault, const string & message) except +
         const Record * front()
         void pop()
         cbool ended()
@@ -201,33 +236,11 @@ cdef extern from "_native/engine/stream.hpp" namespace "mullama" nogil:
         cbool cancel()
         int64_t generated()
         double rate() except +
-        Outcome outcome() except +
+        CppOutcome outcome() except +
         vector[float] take_logits()
         void arm(shared_ptr[CNotifier] notifier) except +
         void disarm()
     int64_t now_us()
-
-
-cdef extern from *:
-    """
-    #include "_native/engine/engine.hpp"
-
-    static PyObject * closed_error = nullptr;  // ClosedError, once the module is there
-
-    static void raise_error() {
-        try {
-            throw;
-        } catch (const mullama::Closed & e) {
-            PyErr_SetString(closed_error, e.what());
-        } catch (const std::bad_alloc &) {
-            PyErr_NoMemory();
-        } catch (const std::exception & e) {
-            PyErr_SetString(PyExc_RuntimeError, e.what());
-        }
-    }
-    """
-    void raise_error()
-    PyObject * closed_error
 
 
 cdef extern from "<atomic>" nogil:
@@ -249,11 +262,12 @@ cdef extern from "_native/engine/engine.hpp" namespace "mullama" nogil:
     cdef cppclass EngineParams:
         uint32_t n_ctx, n_cells, n_batch, n_ubatch, n_seq_max
         int32_t n_threads, n_threads_batch
+        int64_t max_queue
         cbool reuse_prefix
         ModelFacts facts
     cdef cppclass EngineStats:
         int32_t slots, busy, queued, paused
-        int64_t cells, cached_cells, steps, tokens_in, tokens_out
+        int64_t max_queue, cells, cached_cells, steps, tokens_in, tokens_out
     cdef cppclass CEngine "mullama::Engine":
         CEngine(shared_ptr[llama_model] model, const EngineParams &) except +
         int64_t n_ctx()
@@ -261,7 +275,7 @@ cdef extern from "_native/engine/engine.hpp" namespace "mullama" nogil:
         int32_t n_threads()
         cbool generates()
         void run()
-        void submit(shared_ptr[CStream]) except +raise_error
+        void open(shared_ptr[CStream]) except +raise_error
         void clear_cache() except +raise_error
         string save_state() except +raise_error
         int64_t load_state(const string & state) except +raise_error
@@ -288,7 +302,6 @@ cdef class Notifier:
 @cython.final
 cdef class Engine:
     cdef shared_ptr[CEngine] shared       # also held by each stream of it
-    cdef size_t longest_piece             # of its model
 
 
 @cython.final
@@ -299,13 +312,23 @@ cdef class Stream:
 
 
 @cython.final
+cdef class Pending:
+    cdef shared_ptr[CStream] shared       # also held by the Stream
+
+
+@cython.final
+cdef class Request:
+    cdef CRequest * request               # owned; NULL once it is submitted
+
+
+@cython.final
 cdef class Text:
     cdef CText * text                     # owned
 
 
 @cython.final
 cdef class Lora:
-    cdef shared_ptr[CLora] shared         # also held by the streams that wear it
+    cdef shared_ptr[CLora] shared         # also held by the streams that use it
 
 
 @cython.final
@@ -315,7 +338,7 @@ cdef class Templates:
 
 @cython.final
 cdef class Chat:
-    cdef shared_ptr[CChat] shared         # also held by the request whose sampling it amends
+    cdef shared_ptr[CChat] shared
 
 
 @cython.final

@@ -18,8 +18,8 @@ from libc.errno cimport EINTR, errno
 from libcpp.memory cimport make_shared
 from libcpp.utility cimport move
 
-from mullama._records import Outcome as OutcomeRecord, TokenData
-from mullama.errors import ClosedError, ForkError
+from mullama._records import Outcome, TokenData
+from mullama.errors import ClosedError, ForkError, QueueFullError
 
 
 cdef extern from "poll.h" nogil:
@@ -33,20 +33,35 @@ cdef extern from "poll.h" nogil:
 
 cdef extern from *:
     """
-    #include <algorithm>
     #include "_native/chat/chat.hpp"
     #include "_native/engine/stream.hpp"
+    #include "_native/sampling/sampling.hpp"
 
     namespace mullama {
     // What Cython has no words for.
-    static void amend_by_chat(Request & request, std::shared_ptr<Chat> chat) {
-        request.sampling.amend = [chat](common_params_sampling & sampling) { chat->amend(sampling); };
+    static void amend_by_chat(Sampling & sampling, const Chat & chat) { chat.amend(sampling.params()); }
+    static StopSignal stop_signal(std::shared_ptr<Stream> stream) {
+        return [stream] { return stream->stopped(); };
     }
-    static void sort_loras(Request & request) { std::sort(request.loras.begin(), request.loras.end()); }
+    static const char * const renders_too_long = "rendering took longer than 5 seconds of processor time";
+    static std::shared_ptr<Templates> make_templates(std::shared_ptr<llama_model> model, const std::string & text,
+                                                     const StopSignal & stop) {
+        return limited(to_render, stop, renders_too_long, [&] { return std::make_shared<Templates>(model, text); });
+    }
+    static std::shared_ptr<Chat> make_chat(std::shared_ptr<Templates> templates, const ChatRequest & request,
+                                           const StopSignal & stop) {
+        return limited(to_render, stop, renders_too_long, [&] { return std::make_shared<Chat>(templates, request); });
+    }
+    static void submit(Stream & stream, Request & request) { stream.submit(std::move(request)); }
     }
     """
-    void amend_by_chat "mullama::amend_by_chat"(Request &, shared_ptr[CChat])
-    void sort_loras "mullama::sort_loras"(Request &)
+    void amend_by_chat "mullama::amend_by_chat"(Sampling &, const CChat &) except +
+    StopSignal stop_signal "mullama::stop_signal"(shared_ptr[CStream]) except +
+    shared_ptr[CTemplates] make_templates "mullama::make_templates"(shared_ptr[llama_model], const string &,
+                                                                    const StopSignal &) except +raise_error nogil
+    shared_ptr[CChat] make_chat "mullama::make_chat"(shared_ptr[CTemplates], const ChatRequest &,
+                                                     const StopSignal &) except +raise_error nogil
+    void submit "mullama::submit"(CStream &, CRequest &) except +raise_error
 
 
 # ---------------------------------------------------------------------------------------------------------- the process
@@ -60,7 +75,26 @@ def _after_fork_in_child():
     forked = used
 
 
+class GrammarError(ValueError):
+    """A grammar, or a JSON schema, that llama.cpp cannot follow."""
+
+
+class Stopped(Exception):
+    """What was prepared is not wanted any more: its stream was cancelled, closed, or is late."""
+
+
+def _queue_full(length):
+    return QueueFullError(
+        f"{length} requests wait already, and max_queue allows no more",
+        length=length,
+        hint="Try again when some have ended, or make the context with a larger max_queue.",
+    )
+
+
 closed_error = <PyObject *> ClosedError
+grammar_error = <PyObject *> GrammarError
+stopped_error = <PyObject *> Stopped
+queue_full = <PyObject *> _queue_full
 os.register_at_fork(after_in_child=_after_fork_in_child)
 start_llama_cpp()
 
@@ -155,12 +189,14 @@ cdef class Model:
             raise ValueError("the model is not loaded")
         return check_fork()
 
-    def tokenize(self, bytes text not None, bint add_special, bint parse_special):
+    def tokenize(self, bytes text not None, bint add_special, bint parse_special, Pending pending=None):
+        """Token ids. For something pending, it ends early with Stopped."""
         self.check()
         cdef string data = text
         cdef vector[int32_t] tokens
+        cdef StopSignal stop = stop_of(pending)
         with nogil:
-            tokens = tokenize(self.shared.get(), data, add_special, parse_special)
+            tokens = tokenize(self.shared.get(), data, add_special, parse_special, stop)
         return tokens
 
     def min_token_count(self, size_t n_bytes):
@@ -194,13 +230,6 @@ cdef class Model:
         self.check()
         cdef const char * text = llama_model_chat_template(self.shared.get(), NULL)
         return None if text == NULL else text.decode("utf-8", "replace")
-
-    def check_grammar(self, bytes grammar not None):
-        """Raises where llama.cpp cannot follow it."""
-        self.check()
-        cdef string text = grammar
-        with nogil:
-            check_grammar(self.shared.get(), text)
 
     @property
     def infill_tokens(self):
@@ -273,12 +302,18 @@ cdef class Model:
         return llama_vocab_eos(self.vocab)
 
 
-def grammar_of_schema(bytes schema not None):
-    """The GBNF grammar of a JSON schema. Raises where llama.cpp cannot make one."""
+cdef StopSignal stop_of(Pending pending) except *:
+    cdef StopSignal none
+    return none if pending is None else stop_signal(pending.shared)
+
+
+def grammar_of_schema(bytes schema not None, Pending pending=None):
+    """The GBNF grammar of a JSON schema. Raises GrammarError where llama.cpp cannot make one."""
     cdef string text = schema
     cdef string grammar
+    cdef StopSignal stop = stop_of(pending)
     with nogil:
-        grammar = native_grammar_of_schema(text)
+        grammar = native_grammar_of_schema(text, stop)
     return grammar.decode("utf-8", "replace")
 
 

@@ -2,14 +2,15 @@
 
 @cython.final
 cdef class Templates:
-    """A model's chat template, or one given as text (not empty)."""
+    """A model's chat template, or one given as text (not empty). For something pending, it ends early with Stopped."""
 
-    def __init__(self, Model model not None, bytes text not None):
+    def __init__(self, Model model not None, bytes text not None, Pending pending=None):
         model.check()
         cdef string source = text
         cdef shared_ptr[CTemplates] made
+        cdef StopSignal stop = stop_of(pending)
         with nogil:
-            made = make_shared[CTemplates](model.shared, source)
+            made = make_templates(model.shared, source, stop)
         self.shared = move(made)
 
     def __dealloc__(self):
@@ -24,11 +25,14 @@ cdef class Templates:
 
 @cython.final
 cdef class Chat:
-    """One answer of a chat: its prompt, and its parser. Texts are JSON, but for the grammar."""
+    """One answer of a chat: its prompt, and its parser. Texts are JSON, but for the grammar.
+
+    For something pending, it ends early with Stopped.
+    """
 
     def __init__(self, Templates templates not None, *, bytes messages not None, bytes tools not None, bytes tool_choice not None,
                  bint parallel_tool_calls, bytes grammar not None, bytes json_schema not None, bint thinking,
-                 bytes reasoning_format not None, dict arguments not None):
+                 bytes reasoning_format not None, dict arguments not None, Pending pending=None):
         check_fork()
         cdef ChatRequest request
         request.messages = messages
@@ -42,8 +46,9 @@ cdef class Chat:
         for name, value in arguments.items():
             request.arguments.push_back(pair[string, string](<string> (<str> name).encode(), <string> (<str> value).encode()))
         cdef shared_ptr[CChat] made
+        cdef StopSignal stop = stop_of(pending)
         with nogil:
-            made = make_shared[CChat](templates.shared, request)
+            made = make_chat(templates.shared, request, stop)
         self.shared = move(made)
 
     def __dealloc__(self):

@@ -16,7 +16,7 @@ cdef class Notifier:
 @cython.final
 cdef class Engine:
     def __init__(self, Model model not None, *, uint32_t n_ctx, uint32_t n_cells, uint32_t n_batch, uint32_t n_ubatch,
-                 uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, bint reuse_prefix):
+                 uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, int64_t max_queue, bint reuse_prefix):
         model.check()
         cdef EngineParams params
         params.n_ctx = n_ctx
@@ -26,13 +26,13 @@ cdef class Engine:
         params.n_seq_max = n_seq_max
         params.n_threads = n_threads
         params.n_threads_batch = n_threads_batch
+        params.max_queue = max_queue
         params.reuse_prefix = reuse_prefix
         params.facts = model.facts
         cdef shared_ptr[CEngine] made
         with nogil:
             made = make_shared[CEngine](model.shared, params)
         self.shared = move(made)
-        self.longest_piece = model.longest_piece
 
     def __dealloc__(self):
         if forked:
@@ -81,7 +81,7 @@ cdef class Engine:
     def stats(self):
         check_fork()
         cdef EngineStats s = self.shared.get().stats()
-        return (s.slots, s.busy, s.queued, s.paused, s.cells, s.cached_cells, s.steps, s.tokens_in, s.tokens_out)
+        return (s.slots, s.busy, s.queued, s.max_queue, s.paused, s.cells, s.cached_cells, s.steps, s.tokens_in, s.tokens_out)
 
     @property
     def n_ctx(self):
@@ -99,70 +99,109 @@ cdef class Engine:
     def generates(self):
         return self.shared.get().generates()
 
-    def submit(self, vector[int32_t] prompt, *, int64_t max_tokens, int64_t called_us, int64_t timeout_us, int64_t delay_us,
-               uint32_t buffer_size, uint32_t n_top, int64_t min_tokens, vector[string] stops, dict sampling not None,
-               Chat chat, list loras not None, uint32_t n_logits):
-        """Queue a request. Keys of `sampling` are the fields of SamplerParams; for n_logits see stream.hpp."""
+    def open(self, *, int64_t called_us, int64_t timeout_us):
+        """A stream that is to be prepared. Raises QueueFullError."""
         check_fork()
-        cdef Request request
-        request.prompt = move(prompt)
-        request.max_tokens = max_tokens
-        request.called_us = called_us
-        request.timeout_us = timeout_us
-        request.delay_us = delay_us
-        request.buffer_size = buffer_size
-        request.stops = move(stops)
-        request.n_top = n_top
-        request.min_tokens = min_tokens
-        request.sampling = to_sampling(sampling)
-        if chat is not None:
-            request.preserved = chat.shared.get().preserved()
-            amend_by_chat(request, chat.shared)
-        for lora, scale in loras:
-            if scale == 0:
-                continue  # it is the same as without, and may share with it
-            request.loras.push_back(pair[shared_ptr[CLora], float]((<Lora?> lora).shared, <float> scale))
-        sort_loras(request)
-        request.n_logits = n_logits
         cdef Stream stream = Stream.__new__(Stream)
-        stream.shared = make_shared[CStream](self.shared, request, self.longest_piece)
-        self.shared.get().submit(stream.shared)
+        cdef shared_ptr[CStream] made = make_shared[CStream](self.shared, called_us, timeout_us)
+        self.shared.get().open(made)
+        stream.shared = move(made)
         return stream
 
 
-cdef Sampling to_sampling(dict values) except *:
-    cdef Sampling s
-    s.seed = values["seed"]
-    s.temperature = values["temperature"]
-    s.dynatemp_range = values["dynatemp_range"]
-    s.dynatemp_exponent = values["dynatemp_exponent"]
-    s.top_k = values["top_k"]
-    s.min_keep = values["min_keep"]
-    s.top_p = values["top_p"]
-    s.min_p = values["min_p"]
-    s.typical_p = values["typical_p"]
-    s.top_n_sigma = values["top_n_sigma"]
-    s.xtc_probability = values["xtc_probability"]
-    s.xtc_threshold = values["xtc_threshold"]
-    s.penalty_last_n = values["penalty_last_n"]
-    s.repeat_penalty = values["repeat_penalty"]
-    s.frequency_penalty = values["frequency_penalty"]
-    s.presence_penalty = values["presence_penalty"]
-    s.dry_multiplier = values["dry_multiplier"]
-    s.dry_base = values["dry_base"]
-    s.dry_allowed_length = values["dry_allowed_length"]
-    s.dry_penalty_last_n = values["dry_penalty_last_n"]
-    for breaker in values["dry_sequence_breakers"]:
-        s.dry_sequence_breakers.push_back(<string> (<str> breaker).encode())
-    s.mirostat = values["mirostat"]
-    s.mirostat_tau = values["mirostat_tau"]
-    s.mirostat_eta = values["mirostat_eta"]
-    s.ignore_eos = values["ignore_eos"]
-    for name in values["samplers"]:
-        s.samplers.push_back(<string> (<str> name).encode())
-    s.adaptive_target = values["adaptive_target"]
-    s.adaptive_decay = values["adaptive_decay"]
-    s.grammar = (<str> values["grammar"]).encode()
-    for token, bias in values["logit_bias"]:
-        s.logit_bias.push_back(pair[int32_t, float](<int32_t> token, <float> bias))
-    return s
+@cython.final
+cdef class Pending:
+    """The handle on a stream for who prepares its request; any thread, one at a time.
+
+    Dropped before the request is submitted, it ends the stream with a fault.
+    """
+
+    def __dealloc__(self):
+        if self.shared.get() == NULL:
+            return
+        if forked:
+            new shared_ptr[CStream](self.shared)  # leaked, as the model
+        else:
+            self.shared.get().fail(FINISH_ERROR, FAULT_PREPARATION, b"the request was dropped before it was ready")
+
+    @property
+    def stopped(self):
+        """Nobody wants the request any more: the stream was cancelled or dropped or is late, or the engine stops."""
+        check_fork()
+        return self.shared.get().stopped()
+
+    def submit(self, Request request not None):
+        """Hand it to the engine, without waiting; does nothing if the stream has ended. Raises ClosedError."""
+        check_fork()
+        if request.request == NULL:
+            raise ValueError("the request was submitted already")
+        submit(deref(self.shared.get()), deref(request.request))
+        del request.request
+        request.request = NULL
+
+    def fail(self, str message not None):
+        """End the stream with a fault, unless it has ended or the request was submitted."""
+        check_fork()
+        self.shared.get().fail(FINISH_ERROR, FAULT_PREPARATION, message.encode("utf-8", "replace"))
+
+    def fail_timeout(self):
+        """Likewise, because its time is up."""
+        check_fork()
+        self.shared.get().fail(FINISH_TIMEOUT, FAULT_NONE, b"")
+
+
+@cython.final
+cdef class Request:
+    """What a stream asks of the engine, finished: its sampler is made, and its grammar compiled. It can be submitted once.
+
+    Keys of `sampling` are the fields of SamplerParams but for the schema, which is a grammar by now; a chat brings its own.
+    For n_logits see request.hpp. Raises GrammarError; for something pending it ends early with Stopped.
+    """
+
+    def __init__(self, Model model not None, vector[int32_t] prompt, *, int64_t max_tokens, int64_t delay_us, uint32_t buffer_size,
+                 uint32_t n_top, int64_t min_tokens, vector[string] stops, dict sampling not None, Chat chat, list loras not None,
+                 uint32_t n_logits, Pending pending=None):
+        model.check()
+        del self.request
+        self.request = new CRequest()
+        self.request.prompt = move(prompt)
+        self.request.max_tokens = max_tokens
+        self.request.delay_us = delay_us
+        self.request.buffer_size = buffer_size
+        self.request.n_top = n_top
+        self.request.min_tokens = min_tokens
+        self.request.stops = move(stops)
+        self.request.n_logits = n_logits
+        self.request.longest_piece = model.longest_piece
+        for lora, scale in loras:
+            if scale == 0:
+                continue  # it is the same as without, and may share with it
+            self.request.loras.push_back(pair[shared_ptr[CLora], float]((<Lora?> lora).shared, <float> scale))
+        cdef Sampling chosen
+        set_sampling(chosen, sampling)
+        if chat is not None:
+            self.request.preserved = chat.shared.get().preserved()
+            amend_by_chat(chosen, deref(chat.shared.get()))
+        cdef StopSignal stop = stop_of(pending)
+        with nogil:
+            self.request.finish(model.shared.get(), chosen, stop)
+
+    def __dealloc__(self):
+        if not forked:  # else leaked, as the model
+            del self.request
+
+
+cdef int set_sampling(Sampling & sampling, dict values) except -1:
+    cdef vector[string] texts
+    for name, value in values.items():
+        if name == "grammar":
+            sampling.set_grammar((<str> value).encode())
+        elif name == "logit_bias":
+            for token, bias in value:
+                sampling.add_bias(<int32_t> token, <float> bias)
+        elif isinstance(value, (tuple, list)):
+            texts = [(<str> text).encode() for text in value]
+            sampling.set((<str> name).encode(), texts)
+        else:
+            sampling.set((<str> name).encode(), <double> value)
+    return 0

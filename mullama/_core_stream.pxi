@@ -16,6 +16,13 @@ cdef class Stream:
         elif not self.shared.get().ended():
             self.shared.get().cancel()
 
+    def pending(self):
+        """The preparer's handle on it; once, right after it was opened."""
+        check_fork()
+        cdef Pending pending = Pending.__new__(Pending)
+        pending.shared = self.shared
+        return pending
+
     def pop(self):
         """The oldest record, None where there is none; its candidates as (token, logprob) are in `candidates`."""
         check_fork()
@@ -69,11 +76,10 @@ cdef class Stream:
     def outcome(self):
         """How it went so far; see Outcome in _records.py."""
         check_fork()
-        cdef Outcome o = self.shared.get().outcome()
-        return OutcomeRecord(
-            <int> o.finish, <int> o.fault, o.message.decode("utf-8", "replace"), o.stop, tuple(o.tokens), tuple(o.logprobs),
-            candidates(o.top.data(), o.top.size()), o.text.decode("utf-8", "replace"), o.cached_tokens, o.called_us,
-            o.admitted_us, o.first_us, o.last_us, o.ended_us)
+        cdef CppOutcome o = self.shared.get().outcome()
+        return Outcome(<int> o.finish, <int> o.fault, o.message.decode("utf-8", "replace"), o.stop, tuple(o.tokens),
+                       tuple(o.logprobs), candidates(o.top.data(), o.top.size()), o.text.decode("utf-8", "replace"),
+                       o.cached_tokens, o.called_us, o.admitted_us, o.first_us, o.last_us, o.ended_us)
 
     def take_logits(self):
         """Rows of n_vocab float32, as bytes; once."""

@@ -86,6 +86,7 @@ def _make(model: Model, params: ContextParams) -> _core.Engine:
             n_seq_max=params.n_seq_max,
             n_threads=params.n_threads or 0,
             n_threads_batch=params.n_threads_batch or 0,
+            max_queue=params.max_queue,
             reuse_prefix=params.reuse_prefix,
         )
     except RuntimeError as e:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 _FINISH: dict[int, FinishReason] = {1: "stop", 2: "length", 3: "cancelled", 4: "timeout", 5: "error"}
-_FAULT: dict[int, type[MullamaError]] = {1: GenerationError, 2: SamplingError, 3: ClosedError}
+_FAULT: dict[int, type[MullamaError]] = {1: GenerationError, 2: SamplingError, 3: ClosedError, 4: GenerationError}
 
 
 class EndOfGeneration(Exception):

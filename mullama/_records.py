@@ -280,6 +280,7 @@ class ContextStatistics:
         slots: Sequences that can generate at once.
         busy: Of these, how many do.
         queued: Requests that wait for a slot.
+        max_queue: How many may, `ContextParams.max_queue`.
         paused: Sequences that wait for a slow reader.
         cells: KV cells in all.
         cached_cells: Cells that hold finished sequences, for reuse.
@@ -291,6 +292,7 @@ class ContextStatistics:
     slots: int
     busy: int
     queued: int
+    max_queue: int
     paused: int
     cells: int
     cached_cells: int

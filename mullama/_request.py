@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from . import _checks, _core, _interpreter_exit, _log
 from ._engine import Engine
 from ._model import Model, checked_tokens
 from ._schema import fixed_grammar, plain_schema
 from .config import SamplerParams, StreamConfig
-from .errors import ClosedError, ContextError
+from .errors import ChatError, ClosedError, ContextError, MullamaError, QueueFullError, SamplingError
 
-__all__ = ["Prompt", "Request", "TextRequest", "checked_grammar", "prepare", "several"]
+__all__ = ["Prompt", "Request", "Several", "TextRequest", "checked_grammar", "prepare"]
 
+T = TypeVar("T")
 Prompt = str | Sequence[int]
 
 # What C++ exceptions of any kind become.
@@ -49,11 +52,21 @@ class Request:
     def submit(self) -> _core.Stream:
         config = self.config
         try:
-            return self.engine.native().submit(
+            stream = self.engine.native().open(called_us=self.called_us, timeout_us=1000 * config.timeout_ms)
+            pending = stream.pending()
+            pending.submit(self._finished(pending))
+            return stream
+        except ClosedError:  # in another thread, just now
+            _interpreter_exit.park()
+            raise
+
+    def _finished(self, pending: _core.Pending) -> _core.Request:
+        config = self.config
+        try:
+            return _core.Request(
+                self.engine.model._core,
                 self.tokens,
                 max_tokens=-1 if config.max_tokens is None else config.max_tokens,
-                called_us=self.called_us,
-                timeout_us=1000 * config.timeout_ms,
                 delay_us=1000 * config.stream_delay_ms,
                 buffer_size=config.buffer_size,
                 n_top=self.n_top,
@@ -63,10 +76,14 @@ class Request:
                 chat=self.chat,
                 loras=self.loras,
                 n_logits=self.n_logits,
+                pending=pending,
             )
-        except ClosedError:  # in another thread, just now
-            _interpreter_exit.park()
-            raise
+        except _core.GrammarError as e:
+            raise _refuse_grammar(config.sampler(), e) from None
+        except RuntimeError as e:
+            raise SamplingError(str(e)) from None
+        finally:
+            _log.fetch()
 
 
 def prepare(
@@ -100,25 +117,38 @@ def prepare(
     )
 
 
-def several(request: TextRequest, n: int, n_ctx: int) -> list[TextRequest]:
-    """n requests for one prompt, each with a seed of its own and a buffer for all of its tokens where that is bounded."""
-    count = _checks.integer(1, 65536)("n", n)
-    config = request.config
-    params = config.sampler()
-    first = _random_seed() if params.seed is None else params.seed
-    size = min(65536, config.max_tokens or n_ctx)
-    plain = {"temperature": 0.8, "top_k": 40, "top_p": 0.95} if config.params is None else {}
-    return [
-        TextRequest(
-            request.prompt,
-            config.replace(
-                buffer_size=max(config.buffer_size, size),
-                params=params.replace(seed=(first + k) % (2**32 - 1)),
-                **plain,
-            ),
-        )
-        for k in range(count)
-    ]
+class Several:
+    """Requests for one prompt, begun in turn as others end: the engine's queue need not hold all of them.
+
+    Each has a seed of its own, and a buffer for all of its tokens where these are bounded.
+    """
+
+    def __init__(self, request: TextRequest, n: int, engine: Engine) -> None:
+        count = _checks.integer(1, 65536)("n", n)
+        config = request.config
+        params = config.sampler()
+        first = _random_seed() if params.seed is None else params.seed
+        size = min(65536, config.max_tokens or engine.n_ctx)
+        plain = {"temperature": 0.8, "top_k": 40, "top_p": 0.95} if config.params is None else {}
+        self._engine = engine
+        self._tokens = _prompt_tokens(engine, request.prompt)
+        self._config = config.replace(buffer_size=max(config.buffer_size, size))
+        self._changes = deque({"params": params.replace(seed=(first + k) % (2**32 - 1)), **plain} for k in range(count))
+        # All slots and some more, so that none stands idle between two; half of the queue at least is left to others.
+        self._most = engine.params.n_seq_max + min(64, engine.params.max_queue // 2)
+
+    def begin(self, begun: deque[T], start: Callable[[Request], T]) -> bool:
+        """Append those for which there is a place beside the ones that were begun; whether there are any."""
+        while self._changes and len(begun) < self._most:
+            request = prepare(self._engine, self._tokens, self._config.replace(**self._changes[0]))
+            try:
+                begun.append(start(request))
+            except QueueFullError:
+                if not begun:
+                    raise
+                break
+            self._changes.popleft()
+        return bool(begun)
 
 
 def _prompt_tokens(engine: Engine, prompt: str | Sequence[int]) -> list[int]:
@@ -163,29 +193,26 @@ def _sampling(model: Model, config: StreamConfig, chat: _core.Chat | None) -> di
         if token >= model.n_vocab:
             expected = f"a mapping of token ids below {model.n_vocab}, the size of the model's vocabulary"
             raise _checks.refuse("logit_bias", token, expected)
+    del values["json_schema"]  # it is a grammar here
     values["logit_bias"] = list(biases.items())
     values["samplers"] = params.samplers or ()
-    values["grammar"] = "" if chat is not None else checked_grammar(model, params)  # a chat's template brings its own
+    values["grammar"] = "" if chat is not None else checked_grammar(params)  # a chat's template brings its own
     return values
 
 
-def checked_grammar(model: Model, params: SamplerParams) -> str:
+def checked_grammar(params: SamplerParams) -> str:
     """The GBNF grammar that the parameters ask for; empty where there is none."""
     if params.json_schema is not None:
-        name, given = "json_schema", params.json_schema
-        grammar = _grammar_of_schema(given)
-    elif params.grammar is not None:
-        name, given = "grammar", params.grammar
-        grammar = given
-    else:
-        return ""
-    try:
-        model._core.check_grammar(grammar.encode())
-    except _REFUSALS as e:
-        raise _checks.refuse(name, given, f"a grammar that llama.cpp can follow ({e})") from None
-    finally:
-        _log.fetch()
-    return grammar
+        return _grammar_of_schema(params.json_schema)
+    return params.grammar or ""
+
+
+def _refuse_grammar(params: SamplerParams, error: Exception) -> MullamaError:
+    if params.json_schema is not None:
+        return _checks.refuse("json_schema", params.json_schema, f"a JSON schema that llama.cpp can follow ({error})")
+    if params.grammar is not None:
+        return _checks.refuse("grammar", params.grammar, f"a grammar that llama.cpp can follow ({error})")
+    return ChatError(f"the grammar of the tools cannot be followed: {error}", hint="Give them simpler parameters.")
 
 
 @lru_cache(maxsize=32)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from . import _checks
@@ -12,7 +12,7 @@ from ._chat import ChatRequest
 from ._chat_records import ChatCompletion
 from ._context import BaseContext, SharedContext
 from ._embeddings import Array
-from ._generation import goes_on
+from ._generation import Generation, goes_on
 from ._model import Model, StrPath
 from ._records import Completion, StreamControl, TokenData
 from ._request import Prompt, TextRequest
@@ -93,16 +93,20 @@ class Context(BaseContext):
 
         With a seed, the k-th has the seed plus k. Other arguments and errors as `generate`.
         """
-        with ExitStack() as stack:
-            streams = [
-                stack.enter_context(TokenIterator(generation)) for generation in self._shared.generations(*several)
-            ]
-            for stream in streams:
-                stack.callback(stream.cancel)  # all of them at once, before it waits for one by one
-            for stream in streams:
-                for _ in stream:
+        requests = self._shared.several(*several)
+        streams: deque[TokenIterator] = deque()
+        completions = []
+        try:
+            while requests.begin(streams, lambda request: TokenIterator(Generation(request))):
+                for _ in streams[0]:
                     pass
-        return [stream.completion() for stream in streams]
+                completions.append(streams.popleft().completion())
+        finally:
+            for stream in streams:  # all of them at once, before it waits for one by one
+                stream.cancel()
+            for stream in streams:
+                stream.close()
+        return completions
 
     def generate_streaming(
         self,

@@ -289,6 +289,8 @@ class ContextParams(_Config):
         n_batch: At most this many tokens go to the model in one step of the engine, over all sequences.
         n_ubatch: At most this many of them are computed at once; no more than `n_batch`.
         n_seq_max: Sequences that generate at once, 1 to 256; further requests wait in the order they came.
+        max_queue: At most so many requests wait for a slot, those that are still prepared included; one more is a
+            `QueueFullError`. 0: none waits, so that there are no more requests than slots.
         n_threads: Threads that compute single tokens, 1 to 512; None is the number of physical cores.
         n_threads_batch: Threads that compute prompts; None is `n_threads`.
         n_cells: KV cells (one holds one token) that all sequences share; None is `n_ctx * n_seq_max`, so that
@@ -304,6 +306,7 @@ class ContextParams(_Config):
     n_batch: int = _field(2048, integer(1, _MAX_LAST_N, hint="2048 is the default."))
     n_ubatch: int = _field(512, integer(1, _MAX_LAST_N, hint="512 is the default."))
     n_seq_max: int = _field(4, integer(1, _LLAMA_MAX_SEQ, hint="Further requests wait in a queue."))
+    max_queue: int = _field(1024, integer(0, hint="1024 is the default; 0 lets none wait."))
     n_threads: int | None = _field(None, integer(1, _GGML_MAX_N_THREADS, none=True))
     n_threads_batch: int | None = _field(None, integer(1, _GGML_MAX_N_THREADS, none=True))
     n_cells: int | None = _field(None, integer(1, none=True, hint="It is a number of tokens."))

@@ -29,6 +29,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelPermissionError",
     "MullamaError",
+    "QueueFullError",
     "SamplingError",
     "StateError",
     "StreamTimeoutError",
@@ -150,6 +151,20 @@ class ForkError(ContextError):
     """A model or context was used in a child process after `fork`. Its engine runs in the parent process only."""
 
     code = "FORKED"
+
+
+class QueueFullError(ContextError):
+    """All slots are taken, and as many requests wait for one as the context's `max_queue` allows: `length` of them."""
+
+    code = "QUEUE_FULL"
+    length: int
+
+    def __init__(self, message: str, *, length: int = 0, hint: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.length = length
+
+    def _keywords(self) -> dict[str, Any]:
+        return super()._keywords() | {"length": self.length}
 
 
 class TokenizationError(MullamaError):

@@ -106,6 +106,8 @@ namespace {
 
 std::atomic<uint64_t> moved{0};  // what the watchdog looks at
 std::atomic<uint64_t> wakes{0};  // of engines
+std::atomic<uint64_t> places{0};  // in engines, that were given back
+std::atomic<uint64_t> submissions{0};
 
 // Aborts when nothing has moved for so long: then a wake-up was lost.
 class Watchdog {
@@ -144,15 +146,23 @@ std::string text_of(int32_t stream, int64_t i) {
 
 constexpr uint32_t n_top = 2;  // candidates that come with each record
 
-// A stream of `n` records over a ring of `capacity`.
-std::shared_ptr<mullama::Stream> make_stream(std::shared_ptr<mullama::Engine> engine, int32_t number, uint32_t capacity,
-                                             int64_t n) {
+mullama::Request make_request(int32_t number, uint32_t capacity, int64_t n) {
     mullama::Request request;
     request.prompt = {number};
     request.max_tokens = n;
     request.buffer_size = capacity;
     request.n_top = n_top;
-    return std::make_shared<mullama::Stream>(std::move(engine), request, 4);
+    request.longest_piece = 4;
+    return request;
+}
+
+// A stream of `n` records over a ring of `capacity`.
+inline std::shared_ptr<mullama::Stream> make_stream(std::shared_ptr<mullama::Engine> engine, int32_t number, uint32_t capacity,
+                                             int64_t n) {
+    auto stream = std::make_shared<mullama::Stream>(engine, 0, 0);
+    engine->open(stream);
+    stream->submit(make_request(number, capacity, n));
+    return stream;
 }
 
 bool append(mullama::Stream & stream, int64_t i) {
@@ -192,25 +202,43 @@ Workers::~Workers() = default;
 Engine::Engine(std::shared_ptr<llama_model>, const EngineParams &) : vocab_(nullptr), ctx_(nullptr, nullptr) {}
 Engine::~Engine() = default;
 
+void Engine::notify() {
+    attention_.store(true);
+    woken_.notify_one();
+}
+
+void Engine::open(std::shared_ptr<Stream>) {}
+
 void Engine::submit(std::shared_ptr<Stream> stream) {
     std::lock_guard<std::mutex> lock(mutex_);
     mailbox_.push_back({std::move(stream), nullptr});
-    attention_.store(true);
-    woken_.notify_one();
+    submissions.fetch_add(1);
+    notify();
+}
+
+void Engine::leave(Stream & stream) {
+    CHECK(!stream.ended());
+    places.fetch_add(1);
 }
 
 void Engine::wake() {
     wakes.fetch_add(1);
     std::lock_guard<std::mutex> lock(mutex_);
-    attention_.store(true);
-    woken_.notify_one();
+    notify();
+}
+
+void Engine::cancelled() { wake(); }
+
+// Here it forgets the mail, which nobody takes where no loop runs.
+void Engine::clear_cache() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    mailbox_.clear();
 }
 
 void Engine::stop() {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_.store(true);
-    attention_.store(true);
-    woken_.notify_one();
+    notify();
 }
 
 // The loop of engine.cpp: take what was submitted, one record for each stream that has room, tell, wait.
@@ -255,3 +283,37 @@ void Engine::run() {
 }  // namespace mullama
 
 using namespace mullama;
+
+namespace {
+
+// Runs both at the same moment, again and again; `settle` looks at the outcome and makes ready for the next round.
+template <typename First, typename Second, typename Settle> void race(int rounds, First first, Second second, Settle settle) {
+    std::atomic<int> begun{0}, done{0};
+    const auto await = [](std::atomic<int> & counter, int value) {
+        for (int i = 0; counter.load() < value; ++i) {
+            if (i % 256 == 255) sched_yield();
+        }
+    };
+    std::thread other([&] {
+        tight = true;
+        for (int round = 1; round <= rounds; ++round) {
+            await(begun, round);
+            second();
+            done.store(round);
+        }
+    });
+    tight = true;
+    for (int round = 1; round <= rounds; ++round) {
+        begun.store(round);
+        // meet the other at another place each time
+        for (volatile int i = round % 2 ? round % 64 : round * 7 % 600; i > 0; i = i - 1) {}
+        first();
+        await(done, round);
+        settle();
+        moved.fetch_add(1, std::memory_order_relaxed);
+    }
+    tight = false;
+    other.join();
+}
+
+}  // namespace

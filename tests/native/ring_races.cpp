@@ -56,36 +56,6 @@ void check_capacity(uint32_t capacity) {
 
 // ------------------------------------------------------------------------------------------------ two lines at a time
 
-// Runs both at the same moment, again and again; `settle` looks at the outcome and makes ready for the next round.
-template <typename First, typename Second, typename Settle> void race(int rounds, First first, Second second, Settle settle) {
-    std::atomic<int> begun{0}, done{0};
-    const auto await = [](std::atomic<int> & counter, int value) {
-        for (int i = 0; counter.load() < value; ++i) {
-            if (i % 256 == 255) sched_yield();
-        }
-    };
-    std::thread other([&] {
-        tight = true;
-        for (int round = 1; round <= rounds; ++round) {
-            await(begun, round);
-            second();
-            done.store(round);
-        }
-    });
-    tight = true;
-    for (int round = 1; round <= rounds; ++round) {
-        begun.store(round);
-        // meet the other at another place each time
-        for (volatile int i = round % 2 ? round % 64 : round * 7 % 600; i > 0; i = i - 1) {}
-        first();
-        await(done, round);
-        settle();
-        moved.fetch_add(1, std::memory_order_relaxed);
-    }
-    tight = false;
-    other.join();
-}
-
 void check_races(int rounds) {
     auto engine = std::make_shared<Engine>(nullptr, EngineParams());
     auto kept = make_stream(engine, 0, 1, -1);

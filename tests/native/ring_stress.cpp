@@ -19,8 +19,7 @@ class Reader {
     Reader(std::shared_ptr<Engine> engine, int32_t number, uint32_t capacity, int64_t n, uint64_t seed)
         : n_(n), random_(seed) {
         cancel_at_ = random_(4) == 0 ? int64_t(random_(uint64_t(n))) : -1;
-        stream_ = make_stream(engine, number, capacity, n);
-        engine->submit(stream_);
+        stream_ = make_stream(std::move(engine), number, capacity, n);
     }
 
     Stream & stream() { return *stream_; }

@@ -159,10 +159,6 @@ Chat::Chat(std::shared_ptr<const Templates> templates, const ChatRequest & reque
             state_->user_grammar = grammar_of_schema(request.json_schema);
         }
         state_->templates = std::move(templates);
-        // Tried out here, so that what a schema or a template came to is refused before anything runs.
-        common_params_sampling sampling;
-        amend(sampling);
-        try_sampler(state_->templates->model(), sampling);
         state_->plain = PlainText(state_->session.parser());
         state_->answer = state_->session.generation_prompt();
     });

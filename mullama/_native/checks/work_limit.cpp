@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <ctime>
+#include <exception>
 
 #include <dlfcn.h>
 
@@ -18,23 +19,22 @@ namespace {
 
 constexpr uint32_t between_looks = 128;
 
-thread_local uint32_t countdown = 0;  // allocations until the next look at the clock; 0: there is no limit
+thread_local uint32_t countdown = 0;  // allocations until the next look; 0: there is no limit
 thread_local double until = 0;
-thread_local bool was_reached = false;
+thread_local const StopSignal * stop_signal = nullptr;
+thread_local bool was_reached = false, was_stopped = false;
 
-double thread_seconds() {
-    timespec t{};
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
-}
+struct EndOfWork : std::bad_alloc {
+    const char * what() const noexcept override { return "it took too long"; }
+};
 
+// countdown is 0 meanwhile: the signal may allocate. What was thrown may be caught and forgotten on the way, so that it is thrown
+// again and again; but not into the cleaning up after it.
 void look() {
-    if (thread_seconds() < until) {
-        countdown = between_looks;
-        return;
-    }
-    was_reached = true;  // and countdown is 0: whoever cleans up may allocate
-    throw WorkLimitReached();
+    was_stopped = was_stopped || (stop_signal != nullptr && (*stop_signal)());
+    was_reached = was_reached || (!was_stopped && thread_seconds() >= until);
+    countdown = between_looks;
+    if ((was_stopped || was_reached) && std::uncaught_exceptions() == 0) throw EndOfWork();
 }
 
 using New = void * (*)(std::size_t);
@@ -47,15 +47,25 @@ New find_new() {
 
 }  // namespace
 
-WorkLimit::WorkLimit(double seconds) {
-    was_reached = false;
+double thread_seconds() {
+    timespec t{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+WorkLimit::WorkLimit(double seconds, const StopSignal & stop) {
+    was_reached = was_stopped = false;
+    stop_signal = stop ? &stop : nullptr;
     until = thread_seconds() + seconds;
     countdown = between_looks;
 }
 
-WorkLimit::~WorkLimit() { countdown = 0; }
+WorkLimit::~WorkLimit() { end(); }
 
-bool WorkLimit::reached() { return was_reached; }
+void WorkLimit::end() { countdown = 0; }
+
+bool WorkLimit::reached() const { return was_reached; }
+bool WorkLimit::stopped() const { return was_stopped; }
 
 static void * allocate(std::size_t size) {
     static const New next = find_new();

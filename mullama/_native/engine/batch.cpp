@@ -179,7 +179,9 @@ void Engine::read_back(bool aborted) {
 bool Engine::should_abort() {
     if (stopping_.load(std::memory_order_relaxed)) return true;
     const bool late = step_deadline_us_ > 0 && ++n_polls_ % 16 == 0 && now_us() >= step_deadline_us_;
-    if (!late && !attention_.load(std::memory_order_relaxed)) return false;
+    if (!late && !cancelled_.load(std::memory_order_relaxed)) return false;
+    cancelled_.store(false);  // before it looks: who cancels from here on sets it again
+    step_deadline_us_ = 0;
     const int64_t now = now_us();
     bool all = true, prompt = false;
     for (auto & slot : slots_->all()) {
@@ -188,9 +190,11 @@ bool Engine::should_abort() {
         if (how != Finish::running) {
             end_early(slot, how);
             prompt = prompt || slot.n_batched > 1;
-        } else if (slot.n_batched > 0) {
-            all = false;
+            continue;
         }
+        const int64_t deadline = slot.stream->deadline_us();
+        if (deadline > 0 && (step_deadline_us_ == 0 || deadline < step_deadline_us_)) step_deadline_us_ = deadline;
+        all = all && slot.n_batched == 0;
     }
     return all || (prompt && slots_->can_roll_back());
 }

@@ -50,6 +50,8 @@ Engine::Engine(std::shared_ptr<llama_model> model, const EngineParams & params)
     for (llama_token token = 0; token < llama_vocab_n_tokens(vocab_); ++token) {
         if (llama_vocab_is_eog(vocab_, token)) end_tokens_.push_back(token);
     }
+    max_open_ = int64_t(slots_->all().size()) + params.max_queue;
+    counts_.max_queue = params.max_queue;
     counts_.slots = int32_t(slots_->all().size());
     counts_.cells = slots_->n_cells();
     published_ = counts_;
@@ -59,18 +61,46 @@ Engine::~Engine() { release(); }
 
 // ------------------------------------------------------------------------------------------------------ any thread
 
-void Engine::post(Command command) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (stopping_.load()) throw Closed();
-    published_.queued += command.stream != nullptr;
-    mailbox_.push_back(std::move(command));
+void Engine::notify() {
     attention_.store(true);
     woken_.notify_one();
 }
 
-void Engine::submit(std::shared_ptr<Stream> stream) { post({std::move(stream), nullptr}); }
+void Engine::post(Command command) {
+    if (stopping_.load()) throw Closed();
+    published_.queued += command.stream != nullptr;
+    mailbox_.push_back(std::move(command));
+    notify();
+}
+
+namespace {
+int64_t deadline_of(const Stream & stream) { return stream.deadline_us() > 0 ? stream.deadline_us() : INT64_MAX; }
+}  // namespace
+
+void Engine::open(std::shared_ptr<Stream> stream) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (stopping_.load()) throw Closed();
+    if (n_open_ >= max_open_) throw QueueFull(n_open_ - published_.slots);
+    const int64_t deadline = deadline_of(*stream);
+    prepared_.emplace(deadline, std::move(stream));
+    ++n_open_;
+    if (deadline < asleep_until_) notify();
+}
+
+void Engine::submit(std::shared_ptr<Stream> stream) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    post({stream, nullptr});
+    prepared_.erase({deadline_of(*stream), std::move(stream)});
+}
+
+void Engine::leave(Stream & stream) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    prepared_.erase({deadline_of(stream), stream.shared_from_this()});
+    --n_open_;
+}
 
 void Engine::clear_cache() {
+    std::lock_guard<std::mutex> lock(mutex_);
     post({nullptr, [this] { slots_->clear_cache(); }});
 }
 
@@ -81,7 +111,10 @@ void Engine::do_now(std::function<void()> job) {
     };
     auto task = std::make_shared<std::packaged_task<void()>>(counted);
     auto done = task->get_future();
-    post({nullptr, [task] { (*task)(); }});
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        post({nullptr, [task] { (*task)(); }});
+    }
     task.reset();
     try {
         done.get();
@@ -92,15 +125,18 @@ void Engine::do_now(std::function<void()> job) {
 
 void Engine::wake() {
     std::lock_guard<std::mutex> lock(mutex_);
-    attention_.store(true);
-    woken_.notify_one();
+    notify();
+}
+
+void Engine::cancelled() {
+    cancelled_.store(true);
+    wake();
 }
 
 void Engine::stop() {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_.store(true);
-    attention_.store(true);
-    woken_.notify_one();
+    notify();
 }
 
 EngineStats Engine::stats() const {
@@ -147,6 +183,7 @@ void Engine::run() {
 
 bool Engine::step() {
     take_commands();
+    end_prepared(now_us(), Finish::timeout, Fault::none, "");
     reap();
     admit();
     fill();
@@ -159,6 +196,7 @@ bool Engine::step() {
 }
 
 void Engine::take_commands() {
+    cancelled_.store(false);  // reap() looks at all of them
     attention_.store(false);
     std::deque<Command> mail;
     {
@@ -172,6 +210,17 @@ void Engine::take_commands() {
             command.job();
         }
     }
+}
+
+void Engine::end_prepared(int64_t until, Finish finish, Fault fault, const std::string & message) {
+    std::vector<std::shared_ptr<Stream>> late;
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        for (auto it = prepared_.begin(); it != prepared_.end() && it->first <= until; it = prepared_.erase(it)) {
+            late.push_back(it->second);
+        }
+    }
+    for (const auto & stream : late) stream->fail(finish, fault, message);
 }
 
 void Engine::reap() {
@@ -195,7 +244,7 @@ void Engine::reap() {
 void Engine::admit() {
     int32_t n_kept = 0;
     for (auto it = queue_.begin(); it != queue_.end() && slots_->n_free() > n_kept;) {
-        const Request & request = (*it)->request();
+        Request & request = (*it)->request();
         if (slots_->worth_waiting(request)) {
             ++n_kept;
             ++it;
@@ -207,13 +256,8 @@ void Engine::admit() {
         slot->served = uint64_t(counts_.steps);
         it = queue_.erase(it);
         slot->stream->admitted(int64_t(slot->n_past));
-        if (request.n_logits > 0) continue;
-        try {
-            slot->sampler = std::make_unique<Sampler>(model_.get(), request.sampling, request.prompt);
-            slot->text = std::make_unique<Text>(request.stops);
-        } catch (const std::exception & e) {
-            finish(*slot, Finish::error, Fault::sampling, e.what());
-        }
+        slot->sampler = std::move(request.sampler);
+        slot->text = std::move(request.text);
     }
 }
 
@@ -259,6 +303,7 @@ void Engine::close_all() {
     for (auto & stream : queue_) endings_.push_back({stream, Finish::error, Fault::closed, Closed().what(), -1, ""});
     queue_.clear();
     notify_readers();
+    end_prepared(INT64_MAX, Finish::error, Fault::closed, Closed().what());
 }
 
 void Engine::publish() {
@@ -295,12 +340,15 @@ void Engine::wait() {
     for (const auto & stream : queue_) consider(stream->deadline_us());
 
     std::unique_lock<std::mutex> lock(mutex_);
+    if (!prepared_.empty()) consider(prepared_.begin()->first);
+    asleep_until_ = until;
     const auto called = [this] { return attention_.load(); };
     if (until == INT64_MAX) {
         woken_.wait(lock, called);
     } else {
         woken_.wait_for(lock, std::chrono::microseconds(std::max<int64_t>(0, until - now)), called);
     }
+    asleep_until_ = 0;
 }
 
 }  // namespace mullama

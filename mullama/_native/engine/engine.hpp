@@ -11,9 +11,11 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <shared_mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "checks/gguf_check.hpp"
@@ -30,12 +32,14 @@ struct EngineParams {
     uint32_t n_cells = 0;    // the pool; 0: n_ctx for each sequence
     uint32_t n_batch = 2048, n_ubatch = 512, n_seq_max = 4;
     int32_t n_threads = 0, n_threads_batch = 0;  // 0: the physical cores; as n_threads
+    int64_t max_queue = 1024;  // streams beyond those that have a slot
     bool reuse_prefix = true;
     ModelFacts facts;        // of the model's file; empty: nothing is known
 };
 
 struct EngineStats {
     int32_t slots = 0, busy = 0, queued = 0, paused = 0;
+    int64_t max_queue = 0;
     int64_t cells = 0, cached_cells = 0;
     int64_t steps = 0, tokens_in = 0, tokens_out = 0;
 };
@@ -43,6 +47,12 @@ struct EngineStats {
 // What is asked of an engine after stop(), or was waiting for it then.
 struct Closed : std::runtime_error {
     Closed() : std::runtime_error("the context was closed") {}
+};
+
+// One stream more than n_seq_max + max_queue.
+struct QueueFull : std::runtime_error {
+    explicit QueueFull(int64_t n) : std::runtime_error("the queue is full"), length(n) {}
+    const int64_t length;  // of the queue
 };
 
 class Engine {
@@ -57,14 +67,21 @@ class Engine {
     bool generates() const { return generates_; }  // false: what keeps nothing of earlier tokens can only embed
 
     void run();          // the engine thread; returns after stop()
-    // These throw Closed.
+    // Give a new stream its place, which it has until it ends. While it is prepared the engine only looks at its deadline, and
+    // ends it when it is closed. Throws QueueFull, Closed.
+    void open(std::shared_ptr<Stream> stream);
+    // For Stream, with its transcript's mutex held: the request is ready (throws Closed); the stream is about to have ended.
     void submit(std::shared_ptr<Stream> stream);
+    void leave(Stream & stream);
+    // These throw Closed.
     void clear_cache();  // in order with what was submitted before and after
     // The cached prefixes as bytes, and back; they wait for the engine's step to end. See state.cpp.
     std::string save_state();
     int64_t load_state(const std::string & state);  // tokens that were taken; throws where the bytes do not fit
-    void wake();         // something changed that the engine should look at: a cancel, or room in a full ring
+    void wake();         // something changed that the engine should look at, such as room in a full ring
+    void cancelled();    // likewise: a stream was cancelled, and what is computed for it may be in vain
     void stop();
+    bool stopping() const { return stopping_.load(); }
     void release();      // after run() has returned, or instead of it: give the memory back, end what never ran
     EngineStats stats() const;
 
@@ -88,8 +105,11 @@ class Engine {
     // engine.cpp
     bool step();         // false: there was nothing to do
     void take_commands();
+    // End those that are prepared still, and whose deadlines are not later than this.
+    void end_prepared(int64_t until, Finish finish, Fault fault, const std::string & message);
     void reap();
     void admit();
+    void notify();       // with the mutex held, as post()
     void post(Command command);
     void do_now(std::function<void()> job);  // post it, and wait until it is done; throws what it throws
     void finish(Slot & slot, Finish finish, Fault fault = Fault::none, const std::string & message = "", int stop = -1);
@@ -145,7 +165,12 @@ class Engine {
     mutable std::mutex mutex_;
     std::condition_variable woken_;
     std::deque<Command> mailbox_;
+    // Streams that are prepared, by their deadlines (INT64_MAX: none).
+    std::set<std::pair<int64_t, std::shared_ptr<Stream>>> prepared_;
+    int64_t n_open_ = 0, max_open_ = 0;             // streams that have a place, and how many may
+    int64_t asleep_until_ = 0;                      // 0: the engine is awake; INT64_MAX: it sleeps until it is woken
     std::atomic<bool> attention_{false};            // wake() was called since the step began
+    std::atomic<bool> cancelled_{false};            // cancelled() was, since should_abort() looked at all slots
     std::atomic<bool> stopping_{false};
     bool released_ = false;
     EngineStats published_;

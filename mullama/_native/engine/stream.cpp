@@ -13,26 +13,66 @@ int64_t now_us() {
     return duration_cast<microseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
-Stream::Stream(std::shared_ptr<Engine> engine, Request request, size_t longest_piece)
-    : engine_(std::move(engine)),
-      request_(std::move(request)),
-      deadline_us_(request_.timeout_us > 0 ? request_.called_us + request_.timeout_us : 0),
-      ring_(request_.buffer_size, uint32_t(Text::bound(longest_piece, request_.stops)), request_.n_top) {
-    outcome_.called_us = request_.called_us;
+Stream::Stream(std::shared_ptr<Engine> engine, int64_t called_us, int64_t timeout_us)
+    : engine_(std::move(engine)), deadline_us_(timeout_us > 0 ? called_us + timeout_us : 0) {
+    outcome_.called_us = called_us;
+}
+
+bool Stream::stopped() const {
+    return ended_.load() || engine_->stopping() || end_reason(now_us()) != Finish::running;
+}
+
+void Stream::submit(Request request) {
+    const auto text_bytes = uint32_t(Text::bound(request.longest_piece, request.stops));
+    auto ring = std::make_unique<Ring>(request.buffer_size, text_bytes, request.n_top);
+    std::lock_guard<std::mutex> lock(transcript_mutex_);
+    if (ended_.load()) return;
+    if (ring_storage_) throw std::logic_error("the stream was submitted already");
+    request_ = std::move(request);
+    ring_storage_ = std::move(ring);
+    ring_.store(ring_storage_.get());
+    engine_->submit(shared_from_this());
+    submitted_ = true;
+}
+
+void Stream::fail(Finish how, Fault fault, const std::string & message) {
+    {
+        std::lock_guard<std::mutex> lock(transcript_mutex_);
+        if (submitted_ || ended_.load()) return;
+        finish(how, fault, message, -1, "");
+    }
+    notify_end();
+}
+
+const Record * Stream::front() {
+    Ring * const ring = ring_.load();
+    return ring == nullptr ? nullptr : ring->front();
+}
+
+uint32_t Stream::buffered() const {
+    const Ring * const ring = ring_.load();
+    return ring == nullptr ? 0 : ring->size();
 }
 
 void Stream::pop() {
-    ring_.pop();
+    ring_storage_->pop();
     if (paused_.load() && paused_.exchange(false)) engine_->wake();
 }
 
 bool Stream::cancel() {
+    bool running;
     {
         std::lock_guard<std::mutex> lock(transcript_mutex_);
         if (ended_.load()) return false;
         cancelled_.store(true);
+        running = submitted_;
+        if (!running) finish(Finish::cancelled, Fault::none, "", -1, "");
     }
-    engine_->wake();
+    if (running) {
+        engine_->cancelled();
+    } else {
+        notify_end();
+    }
     return true;
 }
 
@@ -76,9 +116,9 @@ Finish Stream::end_reason(int64_t now) const {
 }
 
 bool Stream::full() {
-    if (ring_.size() < ring_.capacity()) return false;
+    if (ring_storage_->size() < ring_storage_->capacity()) return false;
     paused_.store(true);
-    if (ring_.size() == ring_.capacity()) return true;
+    if (ring_storage_->size() == ring_storage_->capacity()) return true;
     paused_.store(false);
     return false;
 }
@@ -86,7 +126,7 @@ bool Stream::full() {
 bool Stream::append(const Choice & choice, const std::string & text, Finish finish, int stop) {
     std::lock_guard<std::mutex> lock(transcript_mutex_);
     if (cancelled_.load()) return false;
-    Record * record = ring_.back();
+    Record * record = ring_storage_->back();
     if (record == nullptr) return false;  // cannot be: the engine asked full() before it computed this token
     record->token = choice.token;
     record->logprob = choice.logprob;
@@ -104,7 +144,7 @@ bool Stream::append(const Choice & choice, const std::string & text, Finish fini
     outcome_.last_us = now_us();
     if (outcome_.first_us == 0) outcome_.first_us = outcome_.last_us;
     n_generated_.store(int64_t(outcome_.tokens.size()));
-    ring_.push();
+    ring_storage_->push();
     return true;
 }
 
@@ -123,17 +163,27 @@ void Stream::admitted(int64_t cached_tokens) {
     outcome_.cached_tokens = cached_tokens;
 }
 
-void Stream::end(Finish finish, Fault fault, const std::string & message, int stop, const std::string & rest) {
+void Stream::end(Finish how, Fault fault, const std::string & message, int stop, const std::string & rest) {
     {
         std::lock_guard<std::mutex> lock(transcript_mutex_);
-        outcome_.finish = finish;
-        outcome_.fault = fault;
-        outcome_.message = message;
-        outcome_.stop = stop;
-        outcome_.text += rest;
-        outcome_.ended_us = now_us();
-        ended_.store(true);
+        finish(how, fault, message, stop, rest);
     }
+    notify_end();
+}
+
+// Under the transcript's mutex.
+void Stream::finish(Finish how, Fault fault, const std::string & message, int stop, const std::string & rest) {
+    outcome_.finish = how;
+    outcome_.fault = fault;
+    outcome_.message = message;
+    outcome_.stop = stop;
+    outcome_.text += rest;
+    outcome_.ended_us = now_us();
+    engine_->leave(*this);
+    ended_.store(true);
+}
+
+void Stream::notify_end() {
     armed_.store(true);  // a close() may have taken what the reader was rung for: the end rings in any case
     notify();
 }

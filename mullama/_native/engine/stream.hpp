@@ -1,10 +1,13 @@
 // One generation as both sides see it: what was asked, the ring, the signals, and the transcript of what was generated.
 //
-// The engine writes, one reader reads. Two signals travel back, *cancel* and *room*; both end in Engine::wake.
+// It is prepared, then submitted, then it ends; a stream that is still prepared may end too. The engine writes, one reader
+// reads. Two signals travel back, *cancel* and *room*.
 // Invariants:
 //  * after cancel() returns, no token is added to the ring or to the transcript any more;
-//  * `ended` is set once, by the engine, after the last record and when the slot is free for whatever is asked of the engine
-//    next; the outcome is fixed then;
+//  * every change of the state is made under the transcript's mutex: what is prepared is either submitted or ended, whoever
+//    comes first;
+//  * `ended` is set once: by the engine, after the last record and when the slot is free for whatever is asked of the engine
+//    next; before it was submitted, by whoever ends it. The outcome is fixed then, and its place in the engine is free;
 //  * the ending has a place of its own (the outcome), so that no full ring can block it.
 #pragma once
 
@@ -17,10 +20,8 @@
 #include <vector>
 
 #include "engine/notifier.hpp"
-#include "model/lora.hpp"
+#include "engine/request.hpp"
 #include "engine/ring.hpp"
-#include "sampling/sampler.hpp"
-#include "text/text.hpp"
 
 namespace mullama {
 
@@ -29,26 +30,7 @@ class Engine;
 int64_t now_us();  // of the steady clock
 
 enum class Finish : int { running, stop, length, cancelled, timeout, error };
-enum class Fault : int { none, generation, sampling, closed };
-
-// What a stream asks for; fixed once it is submitted.
-struct Request {
-    std::vector<int32_t> prompt;   // never empty, shorter than what one sequence may hold
-    int64_t max_tokens = -1;       // -1: until an end token, or until the sequence is full
-    int64_t called_us = 0;         // when it was asked for, on the clock of now_us()
-    int64_t timeout_us = 0;        // from then on; 0: none
-    int64_t delay_us = 0;          // between two tokens
-    uint32_t buffer_size = 32;     // records in the ring
-    uint32_t n_top = 0;            // candidates that each token is to come with
-    int64_t min_tokens = 0;        // no end token before
-    std::vector<std::string> stops;
-    Sampling sampling;
-    std::vector<int32_t> preserved;    // special tokens whose names are text here, as those of a tool call
-    Loras loras;                   // the adapters that the model wears for this stream
-    uint32_t n_logits = 0;         // above 0: no tokens, only the logits after so many of the prompt's last tokens
-
-    size_t first_output() const { return prompt.size() - std::max(n_logits, 1u); }  // of the prompt, whose logits are read
-};
+enum class Fault : int { none, generation, sampling, closed, preparation };
 
 // How it went; complete once the stream has ended, a snapshot before that.
 struct Outcome {
@@ -65,16 +47,24 @@ struct Outcome {
     int64_t called_us = 0, admitted_us = 0, first_us = 0, last_us = 0, ended_us = 0;  // 0: never came to it
 };
 
-class Stream {
+class Stream : public std::enable_shared_from_this<Stream> {
   public:
-    Stream(std::shared_ptr<Engine> engine, Request request, size_t longest_piece);
+    // Prepared from now on; see Engine::open.
+    Stream(std::shared_ptr<Engine> engine, int64_t called_us, int64_t timeout_us);
+
+    // ---- the preparer's side, any thread, one at a time
+    bool stopped() const;                // nobody wants the request any more
+    // Hand it to the engine. Nothing happens if the stream has ended meanwhile. Throws Closed.
+    void submit(Request request);
+    // End what is not submitted, and has not ended.
+    void fail(Finish finish, Fault fault, const std::string & message);
 
     // ---- the reader's side, any thread, one at a time
-    const Record * front() { return ring_.front(); }
+    const Record * front();
     void pop();                          // gives the room back; wakes the engine if it waits for it
     bool ended() const { return ended_.load(); }
-    bool ready() { return ring_.size() > 0 || ended_.load(); }
-    uint32_t buffered() const { return ring_.size(); }
+    bool ready() const { return buffered() > 0 || ended_.load(); }
+    uint32_t buffered() const;
     bool paused() const { return paused_.load(); }
     bool cancel();                       // false: it had ended already
     Outcome outcome() const;             // a copy
@@ -86,6 +76,7 @@ class Stream {
     void disarm() { armed_.store(false); }
 
     // ---- the engine's side
+    Request & request() { return request_; }
     const Request & request() const { return request_; }
     int64_t deadline_us() const { return deadline_us_; }  // 0: none
     Finish end_reason(int64_t now) const;      // cancelled or timeout where it is to end; else running
@@ -100,10 +91,15 @@ class Stream {
     void notify();                       // ring the notifier if the reader waits
 
   private:
+    void finish(Finish finish, Fault fault, const std::string & message, int stop, const std::string & rest);
+    void notify_end();
+
     const std::shared_ptr<Engine> engine_;
-    const Request request_;
     const int64_t deadline_us_;
-    Ring ring_;
+    Request request_;                    // the engine's, once it is submitted
+    std::unique_ptr<Ring> ring_storage_;
+    std::atomic<Ring *> ring_{nullptr};  // null until it is submitted
+    bool submitted_ = false;
     std::atomic<bool> cancelled_{false};
     std::atomic<bool> ended_{false};
     std::atomic<bool> paused_{false};    // the producer waits for room
@@ -111,7 +107,8 @@ class Stream {
     std::atomic<int64_t> n_generated_{0};
     std::mutex notifier_mutex_;
     std::shared_ptr<Notifier> notifier_;
-    mutable std::mutex transcript_mutex_;   // guards outcome_, and makes cancel() and append() exclude each other
+    // Guards outcome_ and submitted_, and makes cancel() and append() exclude each other. The engine's mutex is taken within it.
+    mutable std::mutex transcript_mutex_;
     Outcome outcome_;
 };
 

@@ -46,21 +46,27 @@ std::shared_ptr<llama_model> load_model(const std::string & path, const LoadPara
     return std::shared_ptr<llama_model>(model, llama_model_free);
 }
 
-std::vector<int32_t> tokenize(const llama_model * model, const std::string & text, bool add_special, bool parse_special) {
+std::vector<int32_t> tokenize(const llama_model * model, const std::string & text, bool add_special, bool parse_special,
+                              const StopSignal & stop) {
     const llama_vocab * vocab = llama_model_get_vocab(model);
     if (!has_vocabulary(vocab)) throw std::runtime_error("the model has no vocabulary");
     if (text.size() > size_t(INT32_MAX) / 2) throw std::runtime_error("the text is longer than 1 GiB");
     const auto length = int32_t(text.size());
     std::vector<int32_t> tokens(text.size() + 8);
+    const auto encode = [&] {
+        return llama_tokenize(vocab, text.data(), length, tokens.data(), int32_t(tokens.size()), add_special, parse_special);
+    };
     AbortGuard guard;
     try {
-        int32_t n = llama_tokenize(vocab, text.data(), length, tokens.data(), int32_t(tokens.size()), add_special, parse_special);
-        if (n < 0 && n != INT32_MIN) {
-            tokens.resize(size_t(-n));
-            n = llama_tokenize(vocab, text.data(), length, tokens.data(), int32_t(tokens.size()), add_special, parse_special);
-        }
-        if (n < 0) throw std::runtime_error("llama.cpp could not tokenise the text");
-        tokens.resize(size_t(n));
+        limited(forever, stop, "", [&] {
+            int32_t n = encode();
+            if (n < 0 && n != INT32_MIN) {
+                tokens.resize(size_t(-n));
+                n = encode();
+            }
+            if (n < 0) throw std::runtime_error("llama.cpp could not tokenise the text");
+            tokens.resize(size_t(n));
+        });
     } catch (const std::out_of_range &) {  // of llama.cpp's table of tokens
         throw std::runtime_error("the model's vocabulary has no tokens for some bytes of the text");
     }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checks/gguf_check.hpp"
+#include "checks/work_limit.hpp"
 #include "llama.h"
 
 namespace mullama {
@@ -25,8 +26,9 @@ std::shared_ptr<llama_model> load_model(const std::string & path, const LoadPara
 // Throws std::runtime_error with this message, in which what a broken file brought may be no UTF-8.
 [[noreturn]] void fail(const std::string & message);
 
-// Throws std::runtime_error where the text is too long for llama.cpp, or the vocabulary lacks what it takes.
-std::vector<int32_t> tokenize(const llama_model * model, const std::string & text, bool add_special, bool parse_special);
+// Throws std::runtime_error where the text is too long for llama.cpp, or the vocabulary lacks what it takes; and Stopped.
+std::vector<int32_t> tokenize(const llama_model * model, const std::string & text, bool add_special, bool parse_special,
+                              const StopSignal & stop = {});
 
 // The bytes of the tokens, one after the other, as a stream of them shows them. Ids must be in range.
 std::string detokenize(const llama_model * model, const std::vector<int32_t> & tokens, bool special);

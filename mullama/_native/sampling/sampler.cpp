@@ -18,48 +18,6 @@ namespace mullama {
 
 namespace {
 
-common_params_sampling to_common(const llama_vocab * vocab, const Sampling & s) {
-    common_params_sampling p;
-    p.seed = s.seed;
-    p.temp = s.temperature;
-    p.dynatemp_range = s.dynatemp_range;
-    p.dynatemp_exponent = s.dynatemp_exponent;
-    p.top_k = s.top_k;
-    p.min_keep = s.min_keep;
-    p.top_p = s.top_p;
-    p.min_p = s.min_p;
-    p.typ_p = s.typical_p;
-    p.top_n_sigma = s.top_n_sigma;
-    p.xtc_probability = s.xtc_probability;
-    p.xtc_threshold = s.xtc_threshold;
-    p.penalty_last_n = s.penalty_last_n;
-    p.penalty_repeat = s.repeat_penalty;
-    p.penalty_freq = s.frequency_penalty;
-    p.penalty_present = s.presence_penalty;
-    p.dry_multiplier = s.dry_multiplier;
-    p.dry_base = s.dry_base;
-    p.dry_allowed_length = s.dry_allowed_length;
-    p.dry_penalty_last_n = s.dry_penalty_last_n;
-    p.dry_sequence_breakers = s.dry_sequence_breakers;
-    p.mirostat = s.mirostat;
-    p.mirostat_tau = s.mirostat_tau;
-    p.mirostat_eta = s.mirostat_eta;
-    p.ignore_eos = s.ignore_eos;
-    p.no_perf = true;
-    for (const auto & [token, bias] : s.logit_bias) p.logit_bias.push_back({token, bias});
-    if (s.ignore_eos) {
-        for (int32_t token = 0; token < llama_vocab_n_tokens(vocab); ++token) {
-            if (llama_vocab_is_eog(vocab, token)) p.logit_bias.push_back({token, -INFINITY});
-        }
-    }
-    p.adaptive_target = s.adaptive_target;
-    p.adaptive_decay = s.adaptive_decay;
-    if (!s.samplers.empty()) p.samplers = common_sampler_types_from_names(s.samplers);
-    if (!s.grammar.empty()) p.grammar = {COMMON_GRAMMAR_TYPE_USER, s.grammar};
-    if (s.amend) s.amend(p);
-    return p;
-}
-
 // Whether llama.cpp has more to ask than the chain. For this it takes the logits from the context itself.
 bool is_constrained(const common_params_sampling & p) {
     const bool budget = p.grammar_lazy || p.reasoning_budget_tokens >= 0 || p.reasoning_control;
@@ -72,32 +30,37 @@ constexpr double max_seconds = 3;
 constexpr const char * too_ambiguous =
     "the grammar can be read in too many ways at once, and following it takes too long: have it read each text in one way";
 
-// What llama.cpp does with a grammar, as far as it comes to an end.
-template <typename Work>
-void limited(bool constrained, Work && work) {
-    if (!constrained) return work();
-    const WorkLimit limit(max_seconds);
-    try {
-        work();
-    } catch (const std::exception &) {
-        if (WorkLimit::reached()) throw std::runtime_error(too_ambiguous);
-        throw;
+// An end token is never chosen where it is to be ignored.
+common_params_sampling & with_end_tokens(const llama_vocab * vocab, common_params_sampling & params) {
+    for (int32_t token = 0; params.ignore_eos && token < llama_vocab_n_tokens(vocab); ++token) {
+        if (llama_vocab_is_eog(vocab, token)) params.logit_bias.push_back({token, -INFINITY});
     }
+    return params;
 }
 
 }  // namespace
 
 void FreeSampler::operator()(common_sampler * sampler) const { common_sampler_free(sampler); }
 
-Sampler::Sampler(const llama_model * model, const Sampling & sampling, const std::vector<int32_t> & prompt)
-    : Sampler(model, to_common(llama_model_get_vocab(model), sampling), prompt) {}
-
-Sampler::Sampler(const llama_model * model, common_params_sampling params, const std::vector<int32_t> & prompt)
+Sampler::Sampler(const llama_model * model, common_params_sampling & params, const std::vector<int32_t> & prompt,
+                 const StopSignal & stop)
     : n_vocab_(llama_vocab_n_tokens(llama_model_get_vocab(model))),
       constrained_(is_constrained(params)),
-      shortlist_(llama_model_get_vocab(model), params) {
+      shortlist_(llama_model_get_vocab(model), with_end_tokens(llama_model_get_vocab(model), params)) {
+    const std::string & grammar = common_grammar_value(params.grammar);
     AbortGuard guard;
-    limited(constrained_, [&] { chain_.reset(common_sampler_init(model, params)); });
+    take_errors();
+    try {
+        if (!grammar.empty()) check_gbnf(grammar, llama_model_get_vocab(model));
+        const double seconds = constrained_ ? to_compile : forever;
+        limited(seconds, stop, too_ambiguous, [&] { chain_.reset(common_sampler_init(model, params)); });
+    } catch (const Stopped &) {
+        throw;
+    } catch (const std::exception & e) {
+        const std::string why = take_errors();
+        if (grammar.empty()) throw;
+        throw GrammarError(why.empty() ? e.what() : why);
+    }
     if (!chain_) throw std::runtime_error("llama.cpp made no sampler of these parameters");
     for (int32_t token : prompt) accept(token, false);
 }
@@ -136,43 +99,27 @@ Choice Sampler::sample(llama_context * ctx, int32_t i, float * logits, uint32_t 
         logits[token] = -INFINITY;
     }
     AbortGuard guard;
-    limited(constrained_, [&] { choice.token = choose(ctx, i, logits); });
+    limited(constrained_ ? max_seconds : forever, {}, too_ambiguous, [&] { choice.token = choose(ctx, i, logits); });
     if (choice.token < 0) {
         throw std::runtime_error("no token is left to choose from: the sampling forbids all that the model finds possible");
     }
     for (size_t k = 0; k < banned.size(); ++k) logits[banned[k]] = saved[k];
-    limited(constrained_, [&] { accept(choice.token, true); });
+    limited(constrained_ ? max_seconds : forever, {}, too_ambiguous, [&] { accept(choice.token, true); });
     choice.logprob = float(logits[choice.token] - total);
     for (auto & candidate : choice.top) candidate.logprob = float(candidate.logprob - total);
     return choice;
 }
 
-void check_grammar(const llama_model * model, const std::string & grammar) {
-    const llama_vocab * const vocab = llama_model_get_vocab(model);
+std::string grammar_of_schema(const std::string & schema, const StopSignal & stop) {
     AbortGuard guard;
-    check_gbnf(grammar, vocab);
-    take_errors();
-    limited(true, [&] {
-        llama_sampler * made = llama_sampler_init_grammar(vocab, grammar.c_str(), "root");
-        if (made == nullptr) {
-            const std::string why = take_errors();
-            throw std::invalid_argument(why.empty() ? "llama.cpp cannot parse it" : why);
-        }
-        llama_sampler_free(made);
-    });
-}
-
-void try_sampler(const llama_model * model, common_params_sampling & params) {
-    const std::string & grammar = common_grammar_value(params.grammar);
-    if (grammar.empty()) return;
-    AbortGuard guard;
-    check_gbnf(grammar, llama_model_get_vocab(model));
-    limited(true, [&] { const std::unique_ptr<common_sampler, FreeSampler> made(common_sampler_init(model, params)); });
-}
-
-std::string grammar_of_schema(const std::string & schema) {
-    AbortGuard guard;
-    return json_schema_to_grammar(common_json::parse(schema), true);
+    try {
+        return limited(to_compile, stop, "turning the schema into a grammar takes too long",
+                       [&] { return json_schema_to_grammar(common_json::parse(schema), true); });
+    } catch (const Stopped &) {
+        throw;
+    } catch (const std::exception & e) {
+        throw GrammarError(e.what());
+    }
 }
 
 }  // namespace mullama
