@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import build_llama
+import build_openmp
 import vendor
 
 MACOS = sys.platform == "darwin"
@@ -56,7 +57,7 @@ class BuildExt(build_ext):
         objects.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name))
         with vendor.locked("ext"):
-            sources = [self.translate(ext, llama), *sources_in("mullama/_native")]
+            sources = [self.translate(ext), *sources_in("mullama/_native")]
             built = self.compile_all(sources, objects, compile_flags)
             script = objects / "exports"
             script.write_text(f"{{ global: {INIT}; local: *; }};\n", "utf-8")
@@ -71,6 +72,7 @@ class BuildExt(build_ext):
                 self.compiler.link_shared_object(
                     built, str(module), extra_postargs=[*llama.link, *link_flags], target_lang="c++"
                 )
+                build_openmp.check(module, os.environ["CXX"], build_llama.environment())
                 stamp.write_text(state, "utf-8")
         replace_if_different(module, target)
 
@@ -102,19 +104,28 @@ class BuildExt(build_ext):
             linking += ["-Wl,--exclude-libs,ALL", "-Wl,--gc-sections"]
         return compiling, linking
 
-    def translate(self, ext: Extension, llama: build_llama.Llama) -> str:
-        """Cython to C++ in build/cython-<version>; skipped while no file that it includes is newer."""
-        from Cython import __version__ as version
-        from Cython.Build import cythonize
+    def translate(self, ext: Extension) -> str:
+        """Cython to C++ in build/translated-<version>; skipped while no file that it includes is newer.
 
-        module = Extension(ext.name, ["mullama/_core.pyx"], language="c++", include_dirs=llama.includes)
-        (result,) = cythonize(
-            [module],
-            build_dir=f"build/cython-{version}",
-            include_path=[str(ROOT)],
-            compiler_directives={"language_level": "3"},
-        )
-        return str(result.sources[0])
+        Not by `cythonize`, which would put copies of our headers beside its result, where the compiler finds them first.
+        """
+        from Cython import __version__ as version
+
+        (source, *_) = ext.sources
+        target = Path("build", f"translated-{version}", f"{Path(source).stem}.cpp")
+        made_from = target.with_suffix(".d")
+        own = [name for name in dependencies(made_from) if name.startswith("mullama/")] if made_from.is_file() else []
+        if not own or newer(own, target):
+            print(f"translating {source}", flush=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            new = target.with_name(f"new.{target.name}")
+            started = time.time_ns()
+            command = [sys.executable, "-m", "cython", "-3", "--cplus", "--depfile", "--module-name", ext.name]
+            build_llama.run([*command, "-I", ".", "-o", str(new), source], build_llama.environment())
+            os.utime(new, ns=(started, started))  # what is edited meanwhile counts as younger
+            new.replace(target)
+            new.with_name(f"{new.name}.dep").replace(made_from)
+        return target.as_posix()
 
     def compile_all(self, sources: list[str], objects: Path, flags: list[str]) -> list[str]:
         with ThreadPoolExecutor(int(build_llama.parallel())) as pool:
@@ -139,7 +150,7 @@ class BuildExt(build_ext):
             extra_postargs=[*flags, "-MD", "-MF", f"{made_from}.new"],
         )
         Path(result).replace(target)
-        os.utime(target, ns=(started, started))  # what is edited while it compiles counts as younger
+        os.utime(target, ns=(started, started))
         Path(f"{made_from}.new").replace(made_from)
         return str(target)
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import build_openmp
 import vendor
 from vendor import ROOT, BuildError
 
@@ -52,7 +53,7 @@ class Mode:
         sanitize = os.environ.get("MULLAMA_SANITIZE", "")
         if sanitize not in ("", "address", "thread"):
             raise BuildError(
-                f"MULLAMA_SANITIZE={sanitize} is not known.\nMend it with:  export MULLAMA_SANITIZE=address"
+                f"MULLAMA_SANITIZE={sanitize} is not known.\nTo fix it:  export MULLAMA_SANITIZE=address"
                 "   (with undefined), or thread, or:  unset MULLAMA_SANITIZE"
             )
         return cls(flag("MULLAMA_PORTABLE"), flag("MULLAMA_DEBUG"), sanitize)
@@ -89,6 +90,11 @@ class Llama:
     archives: list[str]
 
 
+def environment() -> dict[str, str]:
+    """What compilers and CMake inherit: not a sanitizer's library that Python was started with, which stops them."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 def find_compilers() -> dict[str, str]:
     """The compilers for CMake and the extension alike: CC and CXX, else Python's own, else usual ones."""
     chosen = {}
@@ -101,7 +107,7 @@ def find_compilers() -> dict[str, str]:
             kind = "C++17" if variable == "CXX" else "C"
             where = f"{variable}={asked} does not exist" if asked else f"looked for {', '.join(usual)}"
             raise BuildError(
-                f"no {kind} compiler ({where}).\nMend it with:\n"
+                f"no {kind} compiler ({where}).\nTo fix it:\n"
                 "  Debian, Ubuntu    sudo apt install build-essential\n"
                 "  Fedora, RHEL      sudo dnf install gcc gcc-c++\n"
                 "  Alpine            sudo apk add build-base\n"
@@ -116,14 +122,14 @@ def check_python_headers() -> None:
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         raise BuildError(
-            f"Python's headers are missing ({header}).\nMend it with:\n"
+            f"Python's headers are missing ({header}).\nTo fix it:\n"
             "  Debian, Ubuntu    sudo apt install python3-dev\n"
             "  Fedora, RHEL      sudo dnf install python3-devel"
         )
 
 
 def cmake_version(cmake: str) -> tuple[int, ...]:
-    run = subprocess.run([cmake, "--version"], capture_output=True, text=True, check=False)
+    run = subprocess.run([cmake, "--version"], capture_output=True, text=True, env=environment(), check=False)
     words = run.stdout.split()
     return tuple(int(n) for n in words[2].split("-")[0].split(".")[:2]) if len(words) > 2 else (0,)
 
@@ -165,12 +171,11 @@ def configuration(source: Path, mode: Mode) -> list[str]:
         options["CMAKE_OSX_ARCHITECTURES"] = ";".join(words)
     if mode.sanitize:
         options |= {f"CMAKE_{language}_FLAGS_RELWITHDEBINFO": "-O1 -g1 -DNDEBUG" for language in ("C", "CXX")}
-    if mode.sanitize == "thread":
-        options["GGML_OPENMP"] = "OFF"  # it does not see libgomp's barriers and would report each of them
     if source == vendor.PLACE:
         # Left to itself, upstream asks git, which would answer with mullama's commit.
         pin = vendor.read_pin()
         options |= {"LLAMA_BUILD_NUMBER": pin.tag.lstrip("b"), "LLAMA_BUILD_COMMIT": pin.package}
+        options |= {"GGML_BUILD_COMMIT": pin.package, "GIT_EXE": "OFF"}
     if ccache := shutil.which("ccache"):
         options |= {f"CMAKE_{language}_COMPILER_LAUNCHER": ccache for language in ("C", "CXX")}
     own = shlex.split(os.environ.get("CMAKE_ARGS", ""))
@@ -195,7 +200,7 @@ def build(mode: Mode) -> Llama:
 
 def accepts(compiler: str, flag: str) -> bool:
     command = [*shlex.split(compiler), flag, "-E", "-x", "c++", os.devnull]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return subprocess.run(command, capture_output=True, env=environment(), check=False).returncode == 0
 
 
 def build_one(mode: Mode, target: str = "mullama_probe") -> Llama:
@@ -210,17 +215,19 @@ def build_one(mode: Mode, target: str = "mullama_probe") -> Llama:
     source = vendor.place()
     ninja = find_tool("ninja")
     flags = " ".join(mode.flags)
-    environment = os.environ | compilers
+    inherited = environment() | compilers
     for name in ("CFLAGS", "CXXFLAGS"):
-        environment[name] = f"{os.environ.get(name, '')} {flags}".strip()
+        inherited[name] = f"{os.environ.get(name, '')} {flags}".strip()
     if mode.x86_features and accepts(compilers["CXX"], "-fno-gnu-unique"):
-        environment["CXXFLAGS"] += " -fno-gnu-unique"  # such names cannot be made local; see `both`
+        inherited["CXXFLAGS"] += " -fno-gnu-unique"  # such names cannot be made local; see `both`
     options = configuration(source, mode)
     names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "ARCHFLAGS")
-    inputs = [environment.get(name, "") for name in names]
+    inputs = [inherited.get(name, "") for name in names]
     pin = vendor.read_pin().sha256 if source == vendor.PLACE else ""
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-    key = digest(options, inputs, pin, bool(ninja), (ROOT / "vendor" / "CMakeLists.txt").read_text("utf-8"))
+    own_project = (ROOT / "vendor" / "CMakeLists.txt").read_text("utf-8")
+    # CMake's files are full of paths: a checkout that was copied or moved has folders of its own.
+    key = digest(str(ROOT), options, inputs, pin, bool(ninja), own_project)
     folder = ROOT / "build" / f"llama-{key}"
     with vendor.locked(f"llama-{key}"):
         configured = folder / "mullama-configured"
@@ -229,9 +236,9 @@ def build_one(mode: Mode, target: str = "mullama_probe") -> Llama:
             query = folder / ".cmake" / "api" / "v1" / "query"
             query.mkdir(parents=True, exist_ok=True)
             (query / "codemodel-v2").touch()
-            run([cmake, "-S", str(ROOT / "vendor"), "-B", str(folder), *generator, *options], environment)
+            run([cmake, "-S", str(ROOT / "vendor"), "-B", str(folder), *generator, *options], inherited)
             configured.write_text(tools, "utf-8")
-        run([cmake, "--build", str(folder), "--target", target, "--parallel", parallel()], environment)
+        run([cmake, "--build", str(folder), "--target", target, "--parallel", parallel()], inherited)
         return read_file_api(folder, key, source)
 
 
@@ -251,26 +258,26 @@ def both(fast: Llama, plain: Llama) -> Llama:
         made *= all(path.is_file() for path in objects)
         if made <= max(Path(path).stat().st_mtime_ns for path in (library, lesser)):
             folder.mkdir(parents=True, exist_ok=True)
-            environment = os.environ | find_compilers()
-            compiler = shlex.split(environment["CC"])
+            inherited = environment() | find_compilers()
+            compiler = shlex.split(inherited["CC"])
             run(
                 [*compiler, "-O2", "-fPIC", "-fvisibility=hidden", "-c", str(chooser), "-o", str(objects[0])],
-                environment,
+                inherited,
             )
             for archive, name, target in ((library, "fast", objects[1]), (lesser, "plain", objects[2])):
                 whole = ["-r", "-nostdlib", "-Wl,--force-group-allocation", "-Wl,--whole-archive", archive]
-                run([*compiler, *whole, "-o", str(target)], environment)
+                run([*compiler, *whole, "-o", str(target)], inherited)
                 entrance = f"ggml_backend_cpu_reg_{name}"
                 names = [f"--redefine-sym=ggml_backend_cpu_reg={entrance}", f"--keep-global-symbol={entrance}"]
-                run(["objcopy", *names, str(target)], environment)
+                run(["objcopy", *names, str(target)], inherited)
     link = [word for path in fast.link for word in (map(str, objects) if path == library else [path])]
     archives = [path for path in fast.archives if path != library] + [str(path) for path in objects]
     return replace(fast, key=key, link=link, archives=archives, defines=[*fast.defines, "MULLAMA_BOTH_PROCESSORS"])
 
 
-def run(command: list[str], environment: dict[str, str]) -> None:
+def run(command: list[str], inherited: dict[str, str]) -> None:
     print("+", shlex.join(command), flush=True)
-    status = subprocess.run(command, env=environment, check=False).returncode
+    status = subprocess.run(command, env=inherited, check=False).returncode
     if status:
         raise BuildError(
             f"`{shlex.join(command[:3])} …` ended with status {status}; what it said is above.\n"
@@ -307,8 +314,8 @@ def read_file_api(folder: Path, key: str, source: Path) -> Llama:
         source=source,
         includes=[entry["path"] for entry in group.get("includes", [])],
         defines=[d["define"] for d in group.get("defines", []) if d["define"] != "mullama_probe_EXPORTS"],
-        link=link,
-        archives=archives,
+        link=build_openmp.without_libraries(link),
+        archives=build_openmp.without_libraries(archives),
     )
 
 

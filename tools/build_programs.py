@@ -13,9 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "tests" / "native"
 NATIVE = ROOT / "mullama" / "_native"
 
-# A sanitizer's library that Python was started with is no business of the compiler or of a program that links its own.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-
 
 def program(source: Path, *, link_llama: bool = False, seen: list[Path] | None = None) -> Path:
     """The program made of one source; `seen` are the files that it includes and that may change."""
@@ -47,6 +44,6 @@ def program(source: Path, *, link_llama: bool = False, seen: list[Path] | None =
 
 def run(command: list[str]) -> str:
     """What a command prints; a failure shows what it said."""
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=build_llama.environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -101,7 +101,7 @@ def load_toml(path: Path) -> dict[str, Any]:
         with contextlib.suppress(ImportError):
             toml: Any = importlib.import_module(name)
             return dict(toml.loads(path.read_text("utf-8")))
-    raise BuildError(f"no TOML reader for {path.name}.\nMend it with:  {sys.executable} -m pip install tomli")
+    raise BuildError(f"no TOML reader for {path.name}.\nTo fix it:  {sys.executable} -m pip install tomli")
 
 
 def read_pin(path: Path = PIN_FILE) -> Pin:

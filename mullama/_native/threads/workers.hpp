@@ -3,7 +3,7 @@
 // Both of llama.cpp's ways lose most of the speed somewhere: libgomp puts threads to sleep at each of the hundreds of barriers of
 // a token as soon as the process has more teams of threads than cores (two contexts, say), and ggml's own threads never sleep
 // at one, so that two threads on one core burn a time slice at each. These wait awake for some microseconds, then asleep.
-// Where llama.cpp is compiled with GCC's OpenMP for Linux, its pragmas call workers.cpp; elsewhere it has ggml's threads.
+// Where llama.cpp is compiled with GCC's OpenMP for Linux, its pragmas call gomp.cpp; elsewhere it has ggml's threads.
 #pragma once
 
 #include <cstddef>
