@@ -291,7 +291,8 @@ class ContextParams(_Config):
         n_seq_max: Sequences that generate at once, 1 to 256; further requests wait in the order they came.
         max_queue: At most so many requests wait for a slot, those that are still prepared included; one more is a
             `QueueFullError`. 0: none waits, so that there are no more requests than slots.
-        n_threads: Threads that compute single tokens, 1 to 512; None is the number of physical cores.
+        n_threads: Threads that compute single tokens, 1 to 512. None is the number of physical cores that the
+            process may use (its affinity), or of CPUs in the CPU quota of its cgroup if these are fewer.
         n_threads_batch: Threads that compute prompts; None is `n_threads`.
         n_cells: KV cells (one holds one token) that all sequences share; None is `n_ctx * n_seq_max`, so that
             none ever waits for room. Fewer save memory; requests then wait until there is room.

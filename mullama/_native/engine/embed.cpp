@@ -7,10 +7,10 @@
 #include <string>
 
 #include "checks/abort_guard.hpp"
-#include "common.h"
 #include "engine/engine.hpp"
 #include "model/log.hpp"
 #include "model/lora.hpp"
+#include "threads/cores.hpp"
 
 namespace mullama {
 
@@ -26,7 +26,7 @@ using Batch = std::unique_ptr<llama_batch, void (*)(llama_batch *)>;
 Embedder::Embedder(std::shared_ptr<llama_model> model, const ModelFacts & facts, uint32_t n_ctx, int32_t pooling, int32_t n_threads)
     : model_(std::move(model)),
       n_ctx_(uint32_t(facts.n_positions > 0 ? std::min<uint64_t>(n_ctx, facts.n_positions) : n_ctx)),
-      n_threads_(n_threads > 0 ? n_threads : common_cpu_get_num_math()),
+      n_threads_(n_threads > 0 ? n_threads : default_n_threads()),
       n_embd_(llama_model_n_embd_out(model_.get())),
       pooling_(pooling),
       workers_(n_threads_),

@@ -9,8 +9,8 @@
 #include <signal.h>
 
 #include "checks/abort_guard.hpp"
-#include "common.h"
 #include "model/log.hpp"
+#include "threads/cores.hpp"
 
 namespace mullama {
 
@@ -24,7 +24,7 @@ Engine::Engine(std::shared_ptr<llama_model> model, const EngineParams & params)
     p.n_seq_max = params.n_seq_max;
     p.n_batch = std::max({params.n_batch, params.n_seq_max, 2u});  // two, for common_context_can_seq_rm
     p.n_ubatch = std::min(params.n_ubatch, p.n_batch);
-    p.n_threads = params.n_threads > 0 ? params.n_threads : common_cpu_get_num_math();
+    p.n_threads = params.n_threads > 0 ? params.n_threads : default_n_threads();
     p.n_threads_batch = params.n_threads_batch > 0 ? params.n_threads_batch : p.n_threads;
     // A buffer for each sequence is faster, each attends to its own cells only; cells that all sequences share are for a
     // pool that is smaller than what they could come to use together.
