@@ -16,9 +16,17 @@ help: ## list the targets
 
 # -- set-up ------------------------------------------------------------------------------------------------
 
+# An environment's scripts hold its path: where the checkout was copied or moved, it is made anew.
+ifneq ($(wildcard $(VENV)/path),)
+ifneq ($(shell cat $(VENV)/path),$(abspath $(VENV)))
+$(shell rm -rf $(VENV))
+endif
+endif
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mullama needs Python 3.10 or later; name one:  make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@echo '$(abspath $(VENV))' > $(VENV)/path
 
 # All that building, testing and linting need; again when pyproject.toml changes.
 $(VENV)/ready: pyproject.toml tools/build_requirements.py vendor/llama.cpp.toml | $(BIN)/python
@@ -64,13 +72,13 @@ bench: build $(VENV)/installed ## measure, print tables, write docs/benchmarks.m
 debug: $(VENV)/ready ## build our sources in place with -O0 -g and assertions (`make build` goes back)
 	MULLAMA_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
-native: build $(VENV)/installed ## build and run the C++ test programs: ring, doorbell and text on their own
+native: build $(VENV)/installed ## build and run the C++ test programs: ring, notifier, team and text on their own
 	$(BIN)/python -m pytest tests/native $(ARGS)
 
 asan: $(VENV)/ready $(VENV)/installed ## the suite under AddressSanitizer and UBSan, in a copy of the tree
 	$(BIN)/python tools/build_sanitized.py address $(ARGS)
 
-tsan: $(VENV)/ready $(VENV)/installed ## the suite, its C++ programs included, under ThreadSanitizer
+tsan: $(VENV)/ready $(VENV)/installed ## the concurrent part of the suite, its C++ programs included, under ThreadSanitizer
 	$(BIN)/python tools/build_sanitized.py thread $(ARGS)
 
 test-all: ## `make test` on each of Python 3.10 to 3.13 that the machine has, with one build of llama.cpp
