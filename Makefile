@@ -54,9 +54,11 @@ lint: $(VENV)/ready ## style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: build $(VENV)/installed ## strict types, and the stub against the extension
-	$(BIN)/mypy --strict mullama
+types: build $(VENV)/installed ## strict types by mypy and pyright, the stub against the extension
+	$(BIN)/mypy --strict mullama tests/typed_calls.py
 	$(BIN)/python -m mypy.stubtest mullama._core
+	$(BIN)/basedpyright
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=. $(BIN)/basedpyright --verifytypes mullama --ignoreexternal
 
 docs: build $(VENV)/installed ## try the documentation: its examples, links and reference
 	$(BIN)/python -m pytest tests/test_docs.py tests/test_docs_examples.py $(ARGS)

@@ -19,6 +19,7 @@ from ._chat_records import ChatCompletion, ChatDelta, ChatMessage, ToolCall, Too
 from ._embeddings import cosine_similarity
 from ._merge import merge
 from ._model import Lora, Model, default_model
+from ._options import ContextOptions, StreamOptions
 from ._records import (
     Completion,
     ContextStatistics,
@@ -73,6 +74,7 @@ __all__ = [
     "CompletionOptions",
     "Context",
     "ContextError",
+    "ContextOptions",
     "ContextParams",
     "ContextStatistics",
     "FinishDetail",
@@ -98,6 +100,7 @@ __all__ = [
     "StreamClosedError",
     "StreamConfig",
     "StreamControl",
+    "StreamOptions",
     "StreamStatistics",
     "StreamTimeoutError",
     "StreamingError",

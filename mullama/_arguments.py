@@ -12,24 +12,41 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from ._chat import ChatOptions, ChatRequest, Message
+from ._checks import conflict, refuse_type
+from ._options import UNSET, MaxTokens, StreamOptions, stream_config
+from ._records import StreamControl, TokenData
 from ._request import Prompt, TextRequest
-from .config import UNSET, SamplerParams, StreamConfig, Unset, stream_config
+from .config import SamplerParams, StreamConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["MaxTokens", "arguments", "chat_request", "several_requests", "text_request"]
+__all__ = [
+    "Callback",
+    "ChatKeywords",
+    "arguments",
+    "callback_request",
+    "chat_request",
+    "several_requests",
+    "text_request",
+]
 
 P = ParamSpec("P")
 S = TypeVar("S")
 A = TypeVar("A")
 R = TypeVar("R")
 
-MaxTokens = int | StreamConfig | Unset | None
+
+Answer = bool | StreamControl | None
+Callback = Callable[[TokenData], Answer | Awaitable[Answer]]  # only the awaiting shell takes one that is awaited
+
+
+class ChatKeywords(ChatOptions, StreamOptions, total=False):
+    """What a chat takes by name."""
 
 
 def text_request(
@@ -38,8 +55,9 @@ def text_request(
     params: SamplerParams | None = None,
     *,
     config: StreamConfig | None = None,
+    **options: Unpack[StreamOptions],
 ) -> TextRequest:
-    return TextRequest(prompt, stream_config(max_tokens, params, config))
+    return TextRequest(prompt, stream_config(max_tokens, params, config, options))
 
 
 def several_requests(
@@ -49,8 +67,27 @@ def several_requests(
     params: SamplerParams | None = None,
     *,
     config: StreamConfig | None = None,
+    **options: Unpack[StreamOptions],
 ) -> tuple[TextRequest, int]:
-    return TextRequest(prompt, stream_config(max_tokens, params, config)), n
+    return TextRequest(prompt, stream_config(max_tokens, params, config, options)), n
+
+
+def callback_request(
+    prompt: Prompt,
+    max_tokens: MaxTokens | Callback = UNSET,
+    callback: Callback | None = None,
+    params: SamplerParams | None = None,
+    *,
+    config: StreamConfig | None = None,
+    **options: Unpack[StreamOptions],
+) -> tuple[TextRequest, Callback]:
+    if callable(max_tokens):
+        if callback is not None:
+            raise conflict("callback", callback, "there are two callbacks", "Pass one of them.")
+        callback, max_tokens = max_tokens, UNSET
+    if not callable(callback):
+        raise refuse_type("callback", callback, "a function of one token")
+    return TextRequest(prompt, stream_config(max_tokens, params, config, options)), callback
 
 
 def chat_request(
@@ -59,9 +96,12 @@ def chat_request(
     params: SamplerParams | None = None,
     *,
     config: StreamConfig | None = None,
-    **options: Unpack[ChatOptions],
+    **options: Unpack[ChatKeywords],
 ) -> ChatRequest:
-    return ChatRequest(messages, options, stream_config(max_tokens, params, config))
+    known = ChatOptions.__annotations__
+    chat: Any = {name: value for name, value in options.items() if name in known}
+    rest = {name: value for name, value in options.items() if name not in known}
+    return ChatRequest(messages, chat, stream_config(max_tokens, params, config, rest, known=known))
 
 
 def arguments(of: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from anyio import (
@@ -20,7 +20,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from . import _checks, _core
-from ._arguments import MaxTokens, arguments, chat_request, several_requests, text_request
+from ._arguments import Callback, arguments, callback_request, chat_request, several_requests, text_request
 from ._async_streams import ChatStream, TokenStream
 from ._chat import ChatRequest
 from ._chat_records import ChatCompletion
@@ -28,13 +28,15 @@ from ._context import BaseContext, SharedContext
 from ._embeddings import Array
 from ._generation import Generation, goes_on
 from ._model import Lora, Model, StrPath
-from ._records import Completion, StreamControl, TokenData
+from ._options import UNSET, ContextOptions, MaxTokens, StreamOptions
+from ._records import Completion, TokenData
 from ._request import Prompt, TextRequest
 from ._sync import Context
-from .config import UNSET, ContextParams, SamplerParams, StreamConfig
+from .config import ContextParams, SamplerParams, StreamConfig
+from .errors import InvalidParameterType
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -43,25 +45,28 @@ __all__ = ["AsyncContext", "AsyncModel"]
 
 T = TypeVar("T")
 U = TypeVar("U")
-Answer = bool | StreamControl | None
 
 
 class AsyncContext(BaseContext):
     """A `Context` for asynchronous code; made with `await AsyncContext.create(model, …)`."""
 
     def __init__(self, context: Context) -> None:
+        given: object = context
+        if not isinstance(given, Context):
+            hint = "Make one of a model with `await AsyncContext.create(model)`."
+            raise _checks.refuse_type("context", context, "a mullama.Context", hint)
         super().__init__(context.model, context._shared)
 
     @classmethod
     async def create(
-        cls, model: Model | AsyncModel, params: ContextParams | None = None, **changes: Any
+        cls, model: Model | AsyncModel, params: ContextParams | None = None, **options: Unpack[ContextOptions]
     ) -> AsyncContext:
         """Make a context, in a worker thread: it may have much memory to claim. Arguments and errors as `Context`.
 
         Cancelled, it finishes what it began and undoes it.
         """
         plain = model.model if isinstance(model, AsyncModel) else model
-        shared = await _in_thread(lambda _: SharedContext(plain, params, changes), undo=SharedContext.close)
+        shared = await _in_thread(lambda _: SharedContext(plain, params, options), undo=SharedContext.close)
         return AsyncContext._over(plain, shared)
 
     @property
@@ -81,7 +86,7 @@ class AsyncContext(BaseContext):
     @arguments(text_request)
     async def generate(self, request: TextRequest) -> Completion:
         """Generate, and return all of it at the end. Cancelled, it has stopped generating when it returns."""
-        async with TokenStream(self._shared.generation(request)) as stream:
+        async with TokenStream(self._shared.generation(request, whole=True)) as stream:
             async for _ in stream:
                 pass
         return stream.completion()
@@ -105,19 +110,11 @@ class AsyncContext(BaseContext):
                     await stream.aclose()
         return completions
 
-    async def generate_streaming(
-        self,
-        prompt: Prompt,
-        max_tokens: MaxTokens = UNSET,
-        callback: Callable[[TokenData], Answer | Awaitable[Answer]] | None = None,
-        params: SamplerParams | None = None,
-        *,
-        config: StreamConfig | None = None,
-    ) -> Completion:
+    @arguments(callback_request)
+    async def generate_streaming(self, asked: tuple[TextRequest, Callback]) -> Completion:
         """As `Context.generate_streaming`; the callback may be a coroutine function. Cancelled, it stops generating."""
-        if not callable(callback):
-            raise _checks.refuse_type("callback", callback, "a function of one token")
-        async with self.generate_stream(prompt, max_tokens, params, config=config) as stream:
+        request, callback = asked
+        async with TokenStream(self._shared.generation(request, whole=True)) as stream:
             async for token in stream:
                 answer = callback(token)
                 if isinstance(answer, Awaitable):
@@ -134,6 +131,7 @@ class AsyncContext(BaseContext):
         params: SamplerParams | None = None,
         *,
         config: StreamConfig | None = None,
+        **options: Unpack[StreamOptions],
     ) -> Completion:
         """Generate into an object stream, and close it at the end: what a task group or a nursery starts.
 
@@ -141,7 +139,7 @@ class AsyncContext(BaseContext):
         Where the receiving end is closed, the generation is cancelled and its completion returned. Cancelled, it stops
         generating; one token that was on its way into the channel is lost then.
         """
-        async with send, self.generate_stream(prompt, max_tokens, params, config=config) as stream:
+        async with send, self.generate_stream(prompt, max_tokens, params, config=config, **options) as stream:
             try:
                 async for token in stream:
                     await send.send(token)
@@ -158,6 +156,7 @@ class AsyncContext(BaseContext):
         *,
         config: StreamConfig | None = None,
         max_buffer_size: float = 0,
+        **options: Unpack[StreamOptions],
     ) -> AsyncIterator[MemoryObjectReceiveStream[TokenData]]:
         """A block with an anyio `MemoryObjectReceiveStream` of the tokens: to clone, and to hand to several tasks.
 
@@ -179,7 +178,7 @@ class AsyncContext(BaseContext):
                     failures.append(e)
 
         async with receive, send:
-            stream = self.generate_stream(prompt, max_tokens, params, config=config)
+            stream = self.generate_stream(prompt, max_tokens, params, config=config, **options)
             with unwrapped():
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(feed, stream)
@@ -196,7 +195,7 @@ class AsyncContext(BaseContext):
     @arguments(chat_request)
     async def chat(self, request: ChatRequest) -> ChatCompletion:
         """Answer a chat, and return the whole answer. Cancelled, it has stopped generating when it returns."""
-        async with ChatStream(self._shared.chat_generation(request)) as stream:
+        async with ChatStream(self._shared.chat_generation(request, whole=True)) as stream:
             async for _ in stream:
                 pass
         return stream.chat_completion()
@@ -258,6 +257,12 @@ class AsyncContext(BaseContext):
 class AsyncModel(AsyncContext):
     """A model and a context for it, in one: what most programs need. Made with `await AsyncModel.load(…)`."""
 
+    if not TYPE_CHECKING:  # who would allow what is refused
+
+        def __init__(self, *_: object, **__: object) -> None:
+            hint = "Use `await AsyncModel.load(path)`."
+            raise InvalidParameterType("an AsyncModel is not made by a call", hint=hint)
+
     @classmethod
     async def load(
         cls,
@@ -269,6 +274,7 @@ class AsyncModel(AsyncContext):
         use_mlock: bool = False,
         vocab_only: bool = False,
         on_progress: Callable[[float], object] | None = None,
+        **options: Unpack[ContextOptions],
     ) -> AsyncModel:
         """Load a model and make a context for it, in a worker thread: the event loop goes on meanwhile.
 
@@ -278,6 +284,7 @@ class AsyncModel(AsyncContext):
             context: What the context is like; `ContextParams()` where it is left out.
             on_progress: Called on the event loop's thread with a share from 0.0 to 1.0. Returning False stops the load
                 with a `ModelLoadError`; what it raises stops it too and comes out of here.
+            **options: Fields of `ContextParams` by themselves, as in ``AsyncModel.load(path, n_ctx=512)``.
 
         The other arguments, and the errors, are those of `Model.load` and `Context`.
         """
@@ -296,7 +303,7 @@ class AsyncModel(AsyncContext):
                 vocab_only=vocab_only,
                 on_progress=report,
             )
-            return cls._over(model, None if vocab_only else SharedContext(model, context, {}))
+            return cls._over(model, None if vocab_only else SharedContext(model, context, options))
 
         if on_progress is not None and not callable(on_progress):
             raise _checks.refuse_type("on_progress", on_progress, "a function of one float")
@@ -352,6 +359,7 @@ def unwrapped() -> Iterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        if len(group.exceptions) > 1:
+        first, *others = group.exceptions
+        if others:
             raise
-        raise group.exceptions[0] from group.exceptions[0].__cause__
+        raise first from first.__cause__

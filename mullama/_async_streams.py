@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from anyio import BusyResourceError, CancelScope, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream
@@ -46,8 +46,15 @@ class StreamTools(ObjectReceiveStream[T], Generic[T]):
         """All text that is still to come."""
         return "".join([str(item) async for item in self])
 
-    def map(self, function: Callable[[T], U]) -> StreamTools[U]:
-        """A stream of what the function makes of each item."""
+    @overload
+    def map(self, function: Callable[[T], Awaitable[U]]) -> StreamTools[U]: ...
+    @overload
+    def map(self, function: Callable[[T], U]) -> StreamTools[U]: ...
+    def map(self, function: Callable[[T], Any]) -> StreamTools[Any]:
+        """A stream of what the function makes of each item; it may be a coroutine function.
+
+        Where that is cancelled, its item is not lost: the next `receive` calls it again with the same one.
+        """
         return _Mapped(self, function)
 
     def take(self, n: int) -> StreamTools[T]:
@@ -71,6 +78,11 @@ class ItemStream(BaseStream[T], StreamTools[T]):
         super().__init__(source)
         self._core = source.generation.core
         self._reading = False
+
+    if not TYPE_CHECKING:  # who would have it that there is one
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError(f"{type(self).__name__} is read with `async for`, not with `for`")
 
     async def receive(self) -> T:
         """The next item. Always a checkpoint.
@@ -174,12 +186,23 @@ class ChatStream(ItemStream[ChatDelta]):
 
 
 class _Mapped(StreamTools[U], Generic[T, U]):
-    def __init__(self, source: StreamTools[T], function: Callable[[T], U]) -> None:
+    def __init__(self, source: StreamTools[T], function: Callable[[T], U | Awaitable[U]]) -> None:
         self._source = source
         self._function = function
+        self._taken: list[T] = []  # whose function was cancelled
 
     async def receive(self) -> U:
-        return self._function(await self._source.receive())
+        if not self._taken:
+            self._taken.append(await self._source.receive())
+        try:
+            result: Any = self._function(self._taken[0])
+            if isinstance(result, Awaitable):
+                result = await result
+        except Exception:
+            self._taken.clear()
+            raise
+        self._taken.clear()
+        return cast("U", result)
 
     def cancel(self) -> None:
         self._source.cancel()

@@ -75,7 +75,7 @@ class ChatGeneration:
         self._model = engine.model
         self._chat = _open_chat(engine.model, request.messages, request.options, request.config)
         tokens = engine.model.tokenize(self._chat.prompt, add_special=True, parse_special=True)
-        self.generation = Generation(prepare(engine, tokens, request.config, chat=self._chat))
+        self.generation: Generation = Generation(prepare(engine, tokens, request.config, chat=self._chat))
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[str, str, list[str]]] = []
@@ -151,7 +151,7 @@ def render_chat(model: Model, messages: Iterable[Message], options: ChatOptions)
 def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, config: StreamConfig) -> _core.Chat:
     if options.keys() - ChatOptions.__annotations__.keys():
         hint = "How to sample is said by params=SamplerParams(…), how long and how far by config=StreamConfig(…)."
-        raise _checks.refuse_name("a chat has no option", options, ChatOptions.__annotations__, hint)
+        raise _checks.refuse_name("a chat", options, ChatOptions.__annotations__, hint)
     tools, choice = _checked_tools(options)
     params = config.sampler()
     arguments = options.get("template_arguments") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import operator
@@ -69,13 +70,14 @@ def refuse_type(name: str, value: object, expected: str, hint: str | None = None
     return InvalidParameterType(message, parameter=name, value=value, hint=hint)
 
 
-def refuse_name(
-    owner: str, given: Mapping[str, object], known: Iterable[str], hint: str | None = None
-) -> InvalidParameterType:
-    """The error for keywords of which one is none of those that there are."""
-    name = min(given.keys() - set(known))
-    message = f"{owner} {name!r} (given was {short(given[name])}), only {', '.join(known)}"
-    return InvalidParameterType(message, parameter=name, value=given[name], hint=hint)
+def refuse_name(owner: str, given: Mapping[str, object], known: Iterable[str], hint: str = "") -> InvalidParameterType:
+    """The error for an unknown keyword of a call or a record."""
+    names = list(known)
+    name = min(given.keys() - set(names))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(names)}."
+    message = f"unknown keyword {name!r} for {owner} (given as {short(given[name])})"
+    return InvalidParameterType(message, parameter=name, value=given[name], hint=f"{meant} {hint}".rstrip())
 
 
 def conflict(name: str, value: object, message: str, hint: str) -> InvalidParameter:

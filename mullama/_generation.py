@@ -24,7 +24,15 @@ from ._records import (
 )
 from ._request import Request
 from .config import StreamConfig
-from .errors import ClosedError, GenerationError, MullamaError, SamplingError, StreamingError, StreamTimeoutError
+from .errors import (
+    ClosedError,
+    ForkError,
+    GenerationError,
+    MullamaError,
+    SamplingError,
+    StreamingError,
+    StreamTimeoutError,
+)
 
 __all__ = ["BaseStream", "EndOfGeneration", "Generation", "Source", "goes_on"]
 
@@ -43,8 +51,8 @@ class Generation:
     """A request in the engine, and its tokens as they come. Holds its engine alive; dropped, it cancels the request."""
 
     def __init__(self, request: Request) -> None:
-        self.config = request.config
-        self.core = request.submit()
+        self.config: StreamConfig = request.config
+        self.core: _core.Stream = request.submit()
         self._request = request
         self._n_top = request.n_top
         self._pop = self.core.pop
@@ -158,6 +166,18 @@ class BaseStream(Generic[T]):
     def __init__(self, source: Source[T]) -> None:
         self._generation = source.generation
         self._take: Callable[[], T | None] = source.take
+
+    def __repr__(self) -> str:
+        core = self._generation.core
+        how = "generating"
+        if self._take is _closed:
+            how = "closed"
+        elif core.ended:
+            try:
+                how = f"finished ({self._generation.completion().finish_reason})"
+            except ForkError:
+                how = "of another process"
+        return f"<mullama.{type(self).__name__} {how}, {core.generated} tokens>"
 
     def config(self) -> StreamConfig:
         """The configuration it was started with."""

@@ -9,10 +9,10 @@ import stat
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _checks, _core, _log
-from .errors import ChatError, ModelLoadError, TokenizationError, model_load_error
+from .errors import ChatError, InvalidParameterType, ModelLoadError, TokenizationError, model_load_error
 
 __all__ = ["Lora", "Model", "default_model"]
 
@@ -36,6 +36,8 @@ def checked_path(path: StrPath | None) -> Path:
         raise _checks.refuse_type("path", path, "a path of type str", "Decode it with os.fsdecode().")
     if not text or "\0" in text:
         raise _checks.refuse("path", path, "a file name without NUL", "None is the model that comes with mullama.")
+    if text.startswith(("~/", f"~{os.sep}")):
+        text = os.path.expanduser(text)  # noqa: PTH111  which leaves it as it is where there is no home
     return Path(text)
 
 
@@ -45,7 +47,12 @@ class Model:
     It is freed when nothing refers to it any more, contexts included.
     """
 
-    def __init__(self, core: _core.Model, path: Path, weights: str = "") -> None:
+    if not TYPE_CHECKING:  # who would allow what is refused
+
+        def __init__(self, *_: object, **__: object) -> None:
+            raise InvalidParameterType("a Model is not made by a call", hint="Use Model.load(path).")
+
+    def _hold(self, core: _core.Model, path: Path, weights: str) -> None:
         self._core = core
         self.path = path
         self._weights = weights  # a fingerprint
@@ -107,7 +114,9 @@ class Model:
             raise model_load_error(file, str(e) or None) from None
         finally:
             _log.fetch()
-        return cls(core, file, "" if vocab_only else _fingerprint(file))
+        model = cls.__new__(cls)
+        model._hold(core, file, "" if vocab_only else _fingerprint(file))
+        return model
 
     def __repr__(self) -> str:
         return f"<mullama.Model {self.name!r} of {os.fspath(self.path)!r}>"
@@ -228,10 +237,12 @@ class Model:
         if text not in self._templates:
             try:
                 made = _core.Templates(self._core, text.encode())
-            except (RuntimeError, UnicodeEncodeError) as e:
-                raise ChatError(
-                    f"the chat template cannot be used: {e}", hint="Pass another one as template=."
-                ) from None
+            except (RuntimeError, ValueError) as e:
+                if not text and self.chat_template is None:
+                    hint = 'Pass one as template=; template="chatml" is a common one.'
+                    raise ChatError("the model has no chat template", hint=hint) from None
+                hint = "Pass another one as template=."
+                raise ChatError(f"the chat template cannot be used: {e}", hint=hint) from None
             while len(self._templates) >= _MAX_TEMPLATES:
                 self._templates.pop(next(iter(self._templates)), None)  # the oldest
             self._templates[text] = made

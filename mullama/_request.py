@@ -17,10 +17,12 @@ from ._schema import fixed_grammar, plain_schema
 from .config import SamplerParams, StreamConfig
 from .errors import ChatError, ClosedError, ContextError, MullamaError, QueueFullError, SamplingError
 
-__all__ = ["Prompt", "Request", "Several", "TextRequest", "checked_grammar", "prepare"]
+__all__ = ["Prompt", "Request", "Several", "TextRequest", "checked_grammar", "prepare", "timed"]
 
 T = TypeVar("T")
 Prompt = str | Sequence[int]
+
+STREAM_TIMEOUT_MS = 30_000
 
 # What C++ exceptions of any kind become.
 _REFUSALS = (RuntimeError, ValueError, LookupError, ArithmeticError, MemoryError)
@@ -32,6 +34,13 @@ class TextRequest:
 
     prompt: Prompt
     config: StreamConfig
+
+
+def timed(config: StreamConfig, *, whole: bool) -> StreamConfig:
+    """The configuration with a time limit: a call that returns a `whole` text has none unless it is asked for."""
+    if config.timeout_ms is not None:
+        return config
+    return config.replace(timeout_ms=0 if whole else STREAM_TIMEOUT_MS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +61,7 @@ class Request:
     def submit(self) -> _core.Stream:
         config = self.config
         try:
-            stream = self.engine.native().open(called_us=self.called_us, timeout_us=1000 * config.timeout_ms)
+            stream = self.engine.native().open(called_us=self.called_us, timeout_us=1000 * (config.timeout_ms or 0))
             pending = stream.pending()
             pending.submit(self._finished(pending))
             return stream

@@ -297,7 +297,7 @@ class _Reader:
                 schema[key] = items[: max(0, most)] if isinstance(most, int) else items
 
     def scalar(self, schema: _Schema, path: str) -> _Schema:
-        kinds = schema.get("type")
+        kinds: Any = schema.get("type")
         kinds = kinds if isinstance(kinds, list) else [kinds]
         if isinstance(schema.get("enum"), list) and all(kind in _TYPES for kind in kinds):
             schema["enum"] = [value for value in schema["enum"] if any(_is_a(kind, value) for kind in kinds)]

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from . import _checks
-from ._arguments import MaxTokens, arguments, chat_request, several_requests, text_request
+from ._arguments import Callback, arguments, callback_request, chat_request, several_requests, text_request
 from ._chat import ChatRequest
 from ._chat_records import ChatCompletion
 from ._context import BaseContext, SharedContext
 from ._embeddings import Array
 from ._generation import Generation, goes_on
 from ._model import Model, StrPath
-from ._records import Completion, StreamControl, TokenData
-from ._request import Prompt, TextRequest
+from ._options import ContextOptions
+from ._records import Completion
+from ._request import TextRequest
 from ._sync_streams import ChatIterator, TokenIterator
-from .config import UNSET, ContextParams, SamplerParams, StreamConfig
+from .config import ContextParams
 
 if TYPE_CHECKING:
     import threading
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from . import _core
 
@@ -38,15 +38,15 @@ class Context(BaseContext):
     Args:
         model: A model that was loaded with its weights.
         params: What the context is like; `ContextParams()` where it is left out.
-        **changes: Fields of `ContextParams` by themselves, as in ``Context(model, n_ctx=2048)``.
+        **options: Fields of `ContextParams` by themselves, as in ``Context(model, n_ctx=2048)``.
 
     Raises:
         ContextError: The model cannot generate, or there is not the memory.
-        InvalidParameter: A field is out of range or of the wrong type.
+        InvalidParameter: A field is unknown, out of range or of the wrong type.
     """
 
-    def __init__(self, model: Model, params: ContextParams | None = None, **changes: Any) -> None:
-        super().__init__(model, SharedContext(model, params, changes))
+    def __init__(self, model: Model, params: ContextParams | None = None, **options: Unpack[ContextOptions]) -> None:
+        super().__init__(model, SharedContext(model, params, options))
 
     def close(self) -> None:
         """Stop the engine and give its memory back. Streams that are open end with a `ClosedError`. Again does nothing."""
@@ -69,10 +69,12 @@ class Context(BaseContext):
             prompt: Text, in which the names of special tokens count as such, or token ids.
             max_tokens: At most so many tokens, or a whole `StreamConfig` in its place.
             params: How tokens are chosen.
-            config: A `StreamConfig`, instead of the two before.
+            config: What the other arguments change; `StreamConfig()` where it is left out.
+            **options: Fields of `StreamConfig` and `SamplerParams` by themselves, and ``stop``, as in
+                ``temperature=0.3, seed=1, stop=["\\n"]``; see `StreamOptions`.
 
         Raises:
-            InvalidParameter: An argument is out of range, of the wrong type, or given twice; the prompt is empty.
+            InvalidParameter: An argument is unknown, out of range or of the wrong type; the prompt is empty.
             TokenizationError: The prompt cannot be encoded.
             ContextError: The prompt is longer than the context (code ``PROMPT_TOO_LONG``).
             ClosedError: The context was closed.
@@ -81,8 +83,11 @@ class Context(BaseContext):
 
     @arguments(text_request)
     def generate(self, request: TextRequest) -> Completion:
-        """Generate, and return all of it at the end. Arguments and errors as `generate_stream`, and those of reading it."""
-        with TokenIterator(self._shared.generation(request)) as stream:
+        """Generate, and return all of it at the end. Arguments and errors as `generate_stream`, and those of reading it.
+
+        There is no time limit unless `timeout_ms` says so.
+        """
+        with TokenIterator(self._shared.generation(request, whole=True)) as stream:
             for _ in stream:
                 pass
         return stream.completion()
@@ -108,26 +113,19 @@ class Context(BaseContext):
                 stream.close()
         return completions
 
-    def generate_streaming(
-        self,
-        prompt: Prompt,
-        max_tokens: MaxTokens = UNSET,
-        callback: Callable[[TokenData], bool | StreamControl | None] | None = None,
-        params: SamplerParams | None = None,
-        *,
-        config: StreamConfig | None = None,
-    ) -> Completion:
+    @arguments(callback_request)
+    def generate_streaming(self, asked: tuple[TextRequest, Callback]) -> Completion:
         """Generate, calling back with each token on this thread.
 
         The callback returns True, None or `StreamControl.CONTINUE` to go on, False or `StreamControl.STOP` to stop after
-        this token. What it raises stops the generation too, and comes out of here unchanged.
+        this token. What it raises stops the generation too, and comes out of here unchanged. It may also stand second, in
+        the place of `max_tokens`. Other arguments and errors as `generate`.
 
         Returns:
             What was generated until then.
         """
-        if not callable(callback):
-            raise _checks.refuse_type("callback", callback, "a function of one token")
-        with self.generate_stream(prompt, max_tokens, params, config=config) as stream:
+        request, callback = asked
+        with TokenIterator(self._shared.generation(request, whole=True)) as stream:
             for token in stream:
                 if not goes_on(callback(token)):
                     break
@@ -142,7 +140,8 @@ class Context(BaseContext):
         Args:
             messages: ``{"role": "system" | "user" | "assistant" | "tool", "content": …}`` each, as in OpenAI's API.
             max_tokens: As in `generate_stream`, and so are `params` and `config`.
-            **options: See `ChatOptions`: tools, tool_choice, parallel_tool_calls, thinking, template, template_arguments.
+            **options: As in `generate_stream`, and those of `ChatOptions`: tools, tool_choice, parallel_tool_calls, thinking,
+                template, template_arguments.
 
         Raises:
             ChatError: The template cannot render the messages; later: the answer cannot be parsed.
@@ -153,7 +152,7 @@ class Context(BaseContext):
     @arguments(chat_request)
     def chat(self, request: ChatRequest) -> ChatCompletion:
         """Answer a chat, and return the whole answer. Arguments and errors as `chat_stream`."""
-        with ChatIterator(self._shared.chat_generation(request)) as stream:
+        with ChatIterator(self._shared.chat_generation(request, whole=True)) as stream:
             for _ in stream:
                 pass
         return stream.chat_completion()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from . import _core
 from ._chat import ChatGeneration
@@ -32,6 +32,11 @@ class ItemIterator(BaseStream[T], Iterator[T]):
         super().__init__(source)
         self._bell: _core.Notifier | None = None
         self._reading = threading.Lock()
+
+    if not TYPE_CHECKING:  # who would have it that there is one
+
+        def __aiter__(self) -> NoReturn:
+            raise TypeError(f"{type(self).__name__} is read with `for`, not with `async for`")
 
     def __next__(self) -> T:
         if not self._reading.acquire(blocking=False):

@@ -16,7 +16,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -379,6 +379,6 @@ def bench(model: str | None, backend: str, upstream: str | None, as_json: bool, 
     wanted = _bench.Load(**load)
     upstream = _bench.find_upstream(upstream)
     show = sys.stderr.isatty()
-    report = functools.partial(click.echo, err=True) if show else (lambda _: None)
+    report: Callable[[str], None] = functools.partial(click.echo, err=True) if show else (lambda _: None)
     result = anyio.run(_bench.measure, model, wanted, upstream, report, backend=backend)
     click.echo(json.dumps(result, indent=2) if as_json else _bench.describe(result))

@@ -10,7 +10,6 @@ engine checks.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ from ._checks import (
     loras,
     number,
     refuse_type,
-    short,
     strings,
     text,
     token_biases,
@@ -35,7 +33,7 @@ from ._schema import json_schema
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["UNSET", "ContextParams", "SamplerParams", "StreamConfig", "Unset", "stream_config"]
+__all__ = ["SHARED", "ContextParams", "SamplerParams", "StreamConfig"]
 
 # The steps of the chain, by the names that llama.cpp gives them (common_sampler_types_from_names).
 SAMPLERS = tuple("penalties dry top_n_sigma top_k typ_p top_p min_p xtc temperature infill adaptive_p".split())
@@ -79,7 +77,7 @@ class _Config:
 _TEMPERATURE = 0.8, number(_MIN_TEMPERATURE, 1e6, special=0, hint="0 always takes the likeliest token.")
 _TOP_K = 40, integer(0, hint="0 switches it off.")
 _TOP_P = 0.95, number(0, 1, above=True, hint="1 switches it off.")
-_SHARED = {"temperature": _TEMPERATURE[0], "top_k": _TOP_K[0], "top_p": _TOP_P[0]}
+SHARED = {"temperature": _TEMPERATURE[0], "top_k": _TOP_K[0], "top_p": _TOP_P[0]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,17 +191,17 @@ class SamplerParams(_Config):
     @classmethod
     def greedy(cls, **overrides: Any) -> Self:
         """Always the likeliest token: the same text every time."""
-        return cls(**{"temperature": 0.0} | overrides)
+        return cls(temperature=0.0).replace(**overrides)
 
     @classmethod
     def creative(cls, **overrides: Any) -> Self:
         """More surprise: a high temperature, and a floor (`min_p`) that keeps nonsense out."""
-        return cls(**{"temperature": 1.2, "top_k": 100, "top_p": 0.98, "min_p": 0.05} | overrides)
+        return cls(temperature=1.2, top_k=100, top_p=0.98, min_p=0.05).replace(**overrides)
 
     @classmethod
     def precise(cls, **overrides: Any) -> Self:
         """Little surprise: for facts, code and extraction."""
-        return cls(**{"temperature": 0.2, "top_k": 20, "top_p": 0.9} | overrides)
+        return cls(temperature=0.2, top_k=20, top_p=0.9).replace(**overrides)
 
 
 def _sampler_params(name: str, value: object) -> SamplerParams | None:
@@ -227,7 +225,8 @@ class StreamConfig(_Config):
         stream_delay_ms: The least time between two tokens, in milliseconds; for throttling and for watching.
         buffer_size: When this many tokens (1 to 65536) lie unread, generation pauses until one is read.
         timeout_ms: For the whole stream, in milliseconds from the call, waiting and pauses included; then
-            `StreamingError` with code `STREAM_TIMEOUT`. 0 is no limit.
+            `StreamTimeoutError`. 0 is no limit. None is 30000 for streams, and no limit for calls that return
+            a whole text.
         min_tokens: No end token is chosen before so many tokens; stop strings still count.
         top_logprobs: With each token come so many of the likeliest at its place, up to 20, with their log-probabilities.
         lora: Adapters that the model wears for this stream (`Model.load_lora`): one, or several, each by itself or
@@ -246,7 +245,7 @@ class StreamConfig(_Config):
     stop_sequences: Sequence[str] = _field((), strings(64, 4096))
     stream_delay_ms: int = _field(0, integer(0, hint="It is in milliseconds; 0 is no delay."))
     buffer_size: int = _field(32, integer(1, 65536, hint="32 is the default."))
-    timeout_ms: int = _field(30000, integer(0, hint="It is in milliseconds; 0 is no limit."))
+    timeout_ms: int | None = _field(None, integer(0, none=True, hint="It is in milliseconds; 0 is no limit."))
     min_tokens: int = _field(0, integer(0, hint="0 lets the model end when it likes."))
     top_logprobs: int = _field(0, integer(0, 20, hint="The token's own log-probability always comes with it."))
     lora: Any = _field((), loras)  # noqa: RUF009
@@ -262,7 +261,7 @@ class StreamConfig(_Config):
             )
         if self.params is None:
             return
-        for name, default in _SHARED.items():
+        for name, default in SHARED.items():
             value = getattr(self, name)
             if value != default:
                 raise conflict(
@@ -337,55 +336,3 @@ class ContextParams(_Config):
                 f"n_cells={self.n_cells} holds less than the n_ctx={self.n_ctx} tokens of one sequence",
                 f"Give n_cells={self.n_ctx} or more, or a smaller n_ctx.",
             )
-
-
-class Unset(enum.Enum):
-    """The type of `UNSET`: an argument that was left out, where None means something."""
-
-    UNSET = "UNSET"
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-UNSET = Unset.UNSET
-
-
-def stream_config(
-    max_tokens: int | StreamConfig | Unset | None = UNSET,
-    params: SamplerParams | None = None,
-    config: StreamConfig | None = None,
-    *,
-    defaults: StreamConfig | None = None,
-) -> StreamConfig:
-    """The one configuration that the arguments of a `generate*` call come to.
-
-    Either a whole `StreamConfig` (`config=`, or in place of `max_tokens`), or `max_tokens` and `params` on
-    top of `defaults` (`StreamConfig()` if not given).
-
-    Raises:
-        InvalidParameter: Both ways at once, or a value that is out of range or of a wrong type.
-    """
-    whole: object = config
-    if isinstance(max_tokens, StreamConfig):
-        whole, max_tokens = max_tokens, UNSET
-        if config is not None:
-            raise conflict("config", config, "there are two stream configurations", "Pass one of them.")
-    elif isinstance(max_tokens, SamplerParams):
-        raise refuse_type("max_tokens", max_tokens, "an integer or a StreamConfig", "Pass it as params=.")
-    if whole is not None:
-        if not isinstance(whole, StreamConfig):
-            raise refuse_type("config", whole, "a StreamConfig", "For example StreamConfig(max_tokens=100).")
-        for name, value, given in (
-            ("max_tokens", max_tokens, max_tokens is not UNSET),
-            ("params", params, params is not None),
-        ):
-            if given:
-                message = f"{name}={short(value)} is given beside a StreamConfig"
-                raise conflict(name, value, message, f"Set it there: config.replace({name}=...).")
-        return whole
-    changes: dict[str, Any] = {} if max_tokens is UNSET else {"max_tokens": max_tokens}
-    if params is not None:
-        changes |= {**_SHARED, "params": params}
-    base = StreamConfig() if defaults is None else defaults
-    return base.replace(**changes) if changes else base

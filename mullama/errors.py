@@ -98,7 +98,7 @@ class ModelLoadError(MullamaError, OSError):
     path: str | None
     filename: Any
     errno: int | None
-    strerror: str
+    strerror: str | None
     _default_errno: ClassVar[int | None] = None
 
     def __init__(

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mullama.config import UNSET, ContextParams, SamplerParams, StreamConfig, stream_config
-from mullama.errors import InvalidParameter, InvalidParameterType
+from mullama.config import ContextParams, SamplerParams, StreamConfig
+from mullama.errors import InvalidParameter
 
 INF = math.inf
 INT_MAX = 2**31 - 1
@@ -61,7 +61,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "stop_sequences": (),
         "stream_delay_ms": 0,
         "buffer_size": 32,
-        "timeout_ms": 30000,
+        "timeout_ms": None,
         "min_tokens": 0,
         "top_logprobs": 0,
         "lora": (),
@@ -205,75 +205,3 @@ def test_every_field_is_documented(cls: type) -> None:
     assert text
     for name in DEFAULTS[cls]:
         assert f"\n    {name}: " in text
-
-
-# -- the arguments of generate*
-
-
-def test_stream_config_of_nothing() -> None:
-    assert stream_config() == StreamConfig()
-    defaults = StreamConfig(buffer_size=7)
-    assert stream_config(defaults=defaults) is defaults
-
-
-def test_stream_config_of_a_whole_one() -> None:
-    config = StreamConfig(max_tokens=3)
-    assert stream_config(config) is config
-    assert stream_config(config=config) is config
-    assert stream_config(config, defaults=StreamConfig(buffer_size=7)) is config
-
-
-def test_stream_config_of_its_parts() -> None:
-    params = SamplerParams(seed=1)
-    assert stream_config(9) == StreamConfig(max_tokens=9)
-    assert stream_config(None).max_tokens is None
-    assert stream_config(-1).max_tokens is None
-    assert stream_config(9, params) == StreamConfig(max_tokens=9, params=params)
-    assert stream_config(params=params) == StreamConfig(params=params)
-
-
-def test_stream_config_of_parts_on_top_of_defaults() -> None:
-    defaults = StreamConfig(temperature=0.1, buffer_size=7, max_tokens=5)
-    assert stream_config(9, defaults=defaults) == defaults.replace(max_tokens=9)
-    params = SamplerParams(seed=1)
-    assert stream_config(params=params, defaults=defaults) == StreamConfig(buffer_size=7, max_tokens=5, params=params)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parameter"),
-    [
-        ({"max_tokens": StreamConfig(), "config": StreamConfig()}, "config"),
-        ({"max_tokens": 5, "config": StreamConfig()}, "max_tokens"),
-        ({"max_tokens": None, "config": StreamConfig()}, "max_tokens"),
-        ({"params": SamplerParams(), "config": StreamConfig()}, "params"),
-        ({"max_tokens": StreamConfig(), "params": SamplerParams()}, "params"),
-        ({"max_tokens": 0}, "max_tokens"),
-    ],
-)
-def test_stream_config_of_both_ways(arguments: dict[str, Any], parameter: str) -> None:
-    with pytest.raises(InvalidParameter) as caught:
-        stream_config(**arguments)
-    assert caught.value.parameter == parameter
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parameter"),
-    [
-        ({"max_tokens": "5"}, "max_tokens"),
-        ({"max_tokens": SamplerParams()}, "max_tokens"),
-        ({"max_tokens": {"max_tokens": 5}}, "max_tokens"),
-        ({"config": {"max_tokens": 5}}, "config"),
-        ({"config": SamplerParams()}, "config"),
-        ({"params": StreamConfig()}, "params"),
-    ],
-)
-def test_stream_config_of_wrong_types(arguments: dict[str, Any], parameter: str) -> None:
-    with pytest.raises(InvalidParameterType) as caught:
-        stream_config(**arguments)
-    assert caught.value.parameter == parameter
-
-
-def test_unset_says_so() -> None:
-    assert repr(UNSET) == "UNSET"
-    assert pickle.loads(pickle.dumps(UNSET)) is UNSET

@@ -124,7 +124,7 @@ RANKS = """
     _schema _version
     _log config
     _model
-    _interpreter_exit
+    _interpreter_exit _options
     _embeddings _engine
     _prompt_cache _request
     _generation
