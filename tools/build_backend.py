@@ -1,7 +1,7 @@
-"""The build backend that pip and `build` call: setuptools' own, after llama.cpp's source has been placed.
+"""The build backend that pip and `build` call: setuptools' own, after llama.cpp's source has been unpacked.
 
-On top of what pyproject.toml requires it asks for what this machine lacks, and only for that: `unearth`
-where the source has to be fetched, CMake and ninja where there are none.
+In addition to what pyproject.toml requires, it requires only what this machine lacks: `unearth` if the source must be
+fetched, CMake and ninja if they are not installed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Checks the distributions as a user meets them: sdist and wheel, built and imported in empty environments.
+"""Checks the distributions as a user gets them: sdist and wheel, built and imported in empty environments.
 
-The wheel is built from the unpacked sdist, whose own check says that nothing needs to be fetched.
+The wheel is built from the unpacked sdist, after a check that nothing needs to be fetched.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def check_wheel(wheel: Path) -> None:
     if not any(name.endswith("LICENSE-llama.cpp") for name in licenses):
         sys.exit("the wheel lacks llama.cpp's licence")
     if sum(name.endswith(".so") for name in names) != 1:
-        sys.exit("the wheel has not exactly one extension")
+        sys.exit("the wheel must have exactly one extension")
     print(f"{wheel.name}: {len(names)} files, {wheel.stat().st_size / 1e6:.1f} MB, licences: {len(licenses)}")
 
 
@@ -95,7 +95,7 @@ def main() -> int:
         shutil.rmtree(tree)
         run(empty / "bin/python", "-c", TRY, cwd=work)
         run(empty / "bin/mullama", "--version", cwd=work)
-    print("sdist and wheel are good")
+    print("sdist and wheel are OK")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Builds llama.cpp's static libraries with CMake and tells how to compile and link against them.
+"""Builds llama.cpp's static libraries with CMake and determines how to compile and link against them.
 
-A build directory of its own for each configuration (`build/llama-<key>`) stays between builds; what has not
-changed is not built again. The libraries, include paths and definitions are read from CMake's file API, never
-guessed, so that whatever CMAKE_ARGS adds (CUDA, Vulkan, BLAS …) is linked too.
+Each configuration has its own build directory (`build/llama-<key>`), which is kept between builds, so that only what has
+changed is rebuilt. The libraries, include paths and definitions are read from CMake's file API, never guessed, so that
+whatever CMAKE_ARGS adds (CUDA, Vulkan, BLAS …) is linked too.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from vendor import ROOT, BuildError
 
 CMAKE_AT_LEAST = (3, 14)
 
-# What every x86-64 of the last ten years has, and what most have: Haswell (2013), Excavator (2015) and later, but no
-# Pentium, Celeron or Atom before 2021. Without the latter, matrix products are several times slower.
+# Instruction sets of every x86-64 processor of the last ten years, and of most of them: Haswell (2013), Excavator (2015) and
+# later, but no Pentium, Celeron or Atom before 2021. Without the latter set, matrix products are several times slower.
 PLAIN_X86 = ["SSE42"]
 FAST_X86 = ["SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"]
 
 
 @dataclass(frozen=True)
 class Mode:
-    """What the environment asks for; every mode has build directories of its own.
+    """What the environment asks for; every mode has its own build directories.
 
-    `debug` is about our sources: llama.cpp without optimisation is too slow for any test. To step into it:
+    `debug` applies to our sources only, as llama.cpp is too slow for tests without optimisation. To step into llama.cpp:
     CMAKE_ARGS=-DCMAKE_BUILD_TYPE=Debug.
     """
 
     portable: bool = False
     debug: bool = False
     sanitize: str = ""
-    plain: bool = False  # the half of a portable build that is for processors without AVX2
+    plain: bool = False  # the part of a portable build for processors without AVX2
 
     @classmethod
     def from_environment(cls) -> Mode:
@@ -53,14 +53,14 @@ class Mode:
         sanitize = os.environ.get("MULLAMA_SANITIZE", "")
         if sanitize not in ("", "address", "thread"):
             raise BuildError(
-                f"MULLAMA_SANITIZE={sanitize} is not known.\nTo fix it:  export MULLAMA_SANITIZE=address"
-                "   (with undefined), or thread, or:  unset MULLAMA_SANITIZE"
+                f"MULLAMA_SANITIZE={sanitize} is not valid.\nTo fix it:  export MULLAMA_SANITIZE=address"
+                "   (includes undefined), or thread, or:  unset MULLAMA_SANITIZE"
             )
         return cls(flag("MULLAMA_PORTABLE"), flag("MULLAMA_DEBUG"), sanitize)
 
     @property
     def x86_features(self) -> list[str]:
-        """What a portable build for x86-64 asks of the processor; nothing for other builds."""
+        """The instruction sets that a portable build for x86-64 requires; empty for other builds."""
         if not self.portable or platform.machine().lower() not in ("x86_64", "amd64"):
             return []
         return PLAIN_X86 if self.plain else FAST_X86
@@ -80,7 +80,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class Llama:
-    """What it takes to compile and link against the static libraries."""
+    """What is needed to compile and link against the static libraries."""
 
     key: str
     source: Path
@@ -96,7 +96,7 @@ def environment() -> dict[str, str]:
 
 
 def find_compilers() -> dict[str, str]:
-    """The compilers for CMake and the extension alike: CC and CXX, else Python's own, else usual ones."""
+    """The compilers for both CMake and the extension: CC and CXX, else Python's own, else the usual ones."""
     chosen = {}
     for variable, usual in (("CC", ["cc", "gcc", "clang"]), ("CXX", ["c++", "g++", "clang++"])):
         asked = os.environ.get(variable)
@@ -135,12 +135,12 @@ def cmake_version(cmake: str) -> tuple[int, ...]:
 
 
 def find_tool(name: str) -> str | None:
-    """A tool on the PATH, or the one that a package of the same name put beside this Python."""
+    """A tool on the PATH, or the one that a package of the same name installed next to this Python."""
     return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
 
 
 def missing_tools() -> list[str]:
-    """The packages that bring what this machine lacks for the CMake build."""
+    """The packages that provide the build tools that this machine lacks."""
     cmake = find_tool("cmake")
     missing = [] if cmake and cmake_version(cmake) >= CMAKE_AT_LEAST else ["cmake>=3.14"]
     if not find_tool("ninja"):
@@ -149,7 +149,7 @@ def missing_tools() -> list[str]:
 
 
 def configuration(source: Path, mode: Mode) -> list[str]:
-    """The -D options for CMake; the user's CMAKE_ARGS come last and win."""
+    """The -D options for CMake; the user's CMAKE_ARGS come last and take precedence."""
     on_off = {True: "ON", False: "OFF"}
     options = {
         "CMAKE_BUILD_TYPE": mode.build_type,
@@ -172,7 +172,7 @@ def configuration(source: Path, mode: Mode) -> list[str]:
     if mode.sanitize:
         options |= {f"CMAKE_{language}_FLAGS_RELWITHDEBINFO": "-O1 -g1 -DNDEBUG" for language in ("C", "CXX")}
     if source == vendor.PLACE:
-        # Left to itself, upstream asks git, which would answer with mullama's commit.
+        # By default upstream asks git, which would return mullama's commit.
         pin = vendor.read_pin()
         options |= {"LLAMA_BUILD_NUMBER": pin.tag.lstrip("b"), "LLAMA_BUILD_COMMIT": pin.package}
         options |= {"GGML_BUILD_COMMIT": pin.package, "GIT_EXE": "OFF"}
@@ -192,7 +192,7 @@ def digest(*what: Any) -> str:
 
 
 def build(mode: Mode) -> Llama:
-    """Place the source, configure and build the libraries: all of it, or only what has changed."""
+    """Unpack the source, configure and build the libraries: everything, or only what has changed."""
     if mode.x86_features and sys.platform == "linux":
         return both(build_one(mode), build_one(replace(mode, plain=True), "ggml-cpu"))
     return build_one(mode)
@@ -204,7 +204,7 @@ def accepts(compiler: str, flag: str) -> bool:
 
 
 def build_one(mode: Mode, target: str = "mullama_probe") -> Llama:
-    """One configuration: all that the extension links, or one library of it."""
+    """Build one configuration: everything that the extension links, or one of its libraries."""
     compilers = find_compilers()
     cmake = find_tool("cmake")
     if cmake is None or cmake_version(cmake) < CMAKE_AT_LEAST:
@@ -243,9 +243,9 @@ def build_one(mode: Mode, target: str = "mullama_probe") -> Llama:
 
 
 def both(fast: Llama, plain: Llama) -> Llama:
-    """The libraries, with ggml's code for the processor twice, of which vendor/processors.c chooses one at run time.
+    """The libraries, with two variants of ggml's CPU code, one of which vendor/processors.c chooses at run time.
 
-    Each becomes one object in which all names are local but that of its only entrance, so that neither sees the other's.
+    Each becomes one object in which all names but that of its entry point are local, so that they do not collide.
     """
     (library,) = (path for path in fast.archives if Path(path).name == "libggml-cpu.a")
     (lesser,) = (path for path in plain.archives if Path(path).name == "libggml-cpu.a")
@@ -280,8 +280,8 @@ def run(command: list[str], inherited: dict[str, str]) -> None:
     status = subprocess.run(command, env=inherited, check=False).returncode
     if status:
         raise BuildError(
-            f"`{shlex.join(command[:3])} …` ended with status {status}; what it said is above.\n"
-            "If it ran out of memory:  CMAKE_BUILD_PARALLEL_LEVEL=1 and build again.\n"
+            f"`{shlex.join(command[:3])} …` failed with status {status}; its output is above.\n"
+            "If it ran out of memory:  build again with CMAKE_BUILD_PARALLEL_LEVEL=1.\n"
             "If the tree may be stale: make clean, or remove build/."
         )
 

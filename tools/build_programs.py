@@ -1,4 +1,4 @@
-"""Compiles the C++ programs that tests and benchmarks run beside Python, as the extension was; kept in build/ by content."""
+"""Compiles the C++ programs of tests and benchmarks with the extension's flags; cached in build/ by content."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def program(source: Path, *, link_llama: bool = False, seen: list[Path] | None =
 
 
 def run(command: list[str]) -> str:
-    """What a command prints; a failure shows what it said."""
+    """The output of a command, which is also shown if it fails."""
     done = subprocess.run(command, env=build_llama.environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
     return done.stdout

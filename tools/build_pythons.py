@@ -1,4 +1,4 @@
-"""Finds the interpreters of this machine for `make test-all`: one line each, the version and the path.
+"""Finds this machine's interpreters for `make test-all`: one line each, with version and path.
 
 python tools/build_pythons.py 3.10 3.11 …
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def candidates(version: str) -> list[str]:
-    """Names to try: what is on the PATH, then what pyenv has installed, the latest patch first."""
+    """Names to try: those on the PATH, then those installed by pyenv, the latest patch release first."""
     found = [shutil.which(f"python{version}"), shutil.which("python3")]
     roots = [os.environ.get("PYENV_ROOT"), Path.home() / ".pyenv"]
     for root in filter(None, roots):
@@ -28,7 +28,7 @@ def patch(python: Path) -> int:
 
 
 def is_version(python: str, version: str) -> bool:
-    """Whether it runs, and is what it says (a shim may do neither)."""
+    """Whether it runs and has the expected version (a shim may fail either)."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     run = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     return run.returncode == 0 and run.stdout.strip() == version
@@ -40,7 +40,7 @@ def main(versions: list[str]) -> int:
         python = next((name for name in candidates(version) if is_version(name, version)), None)
         if python is None:
             missing += 1
-            print(f"Python {version} is not on this machine; left out", file=sys.stderr)
+            print(f"Python {version} is not installed; skipped", file=sys.stderr)
         else:
             print(version, python)
     return int(missing == len(versions))

@@ -1,8 +1,8 @@
-"""Prints what a checkout's own environment needs, one requirement a line: to build in place, and to test.
+"""Prints what a checkout's environment needs to build in place and to test, one requirement per line.
 
     python tools/build_requirements.py [EXTRA …]
 
-The Makefile hands it to pip, so that pyproject.toml stays the only list.
+The Makefile passes it to pip, so that pyproject.toml is the only list.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import vendor
 
 
 def requirements(extras: list[str]) -> list[str]:
-    """What the build, the package and the named extras need; an extra that names another is followed."""
+    """What the build, the package and the given extras need, including the extras that these name."""
     project = vendor.load_toml(vendor.ROOT / "pyproject.toml")
     table = project["project"]["optional-dependencies"]
     found = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
@@ -22,7 +22,7 @@ def requirements(extras: list[str]) -> list[str]:
     found += build_llama.missing_tools()
     own = project["project"]["name"] + "["
     waiting = list(extras)
-    for extra in waiting:  # grows while it is read
+    for extra in waiting:  # grows during the loop
         for requirement in table[extra]:
             if requirement.startswith(own):
                 waiting += [name.strip() for name in requirement[len(own) : -1].split(",")]

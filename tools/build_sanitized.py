@@ -3,8 +3,8 @@
     python tools/build_sanitized.py address [ARGUMENTS OF PYTEST …]     AddressSanitizer and UBSan
     python tools/build_sanitized.py thread  [ARGUMENTS OF PYTEST …]     ThreadSanitizer, for what is concurrent
 
-The copy is `build/address` or `build/thread`: the extension that lies in the checkout stays as it is. It has
-static libraries of its own, which stay between runs.
+The copy is `build/address` or `build/thread`, so the extension in the checkout does not change. It has its own static
+libraries, which are kept between runs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CONCURRENT = """
 
 
 def copy_tree(target: Path) -> None:
-    """Bring the copy up to date; `build` in it stays, and `vendor` is the checkout's own."""
+    """Update the copy; its `build` is kept, and its `vendor` is a link to the checkout's."""
     target.mkdir(parents=True, exist_ok=True)
     for old in target.iterdir():
         if old.is_symlink() or old.is_file():
@@ -54,14 +54,14 @@ def copy_tree(target: Path) -> None:
 
 
 def runtimes(sanitizer: str) -> str:
-    """The libraries to load ahead of Python; GCC's, since Clang links them otherwise."""
+    """The libraries to preload into Python; GCC's, since Clang links them differently."""
     compiler = shlex.split(build_llama.find_compilers()["CXX"])
     found = []
     for name in RUNTIMES[sanitizer]:
         path = Path(subprocess.check_output([*compiler, f"-print-file-name={name}"], text=True).strip())
         if not path.is_absolute():
             raise BuildError(
-                f"{compiler[0]} has no {name}.\nTo fix it, take GCC and its sanitizers:  export CC=gcc CXX=g++"
+                f"{compiler[0]} has no {name}.\nTo fix it, use GCC and its sanitizers:  export CC=gcc CXX=g++"
                 "   (Fedora: sudo dnf install libasan libubsan libtsan)"
             )
         found.append(str(path.resolve()))
@@ -69,7 +69,7 @@ def runtimes(sanitizer: str) -> str:
 
 
 def without_randomised_addresses() -> list[str]:
-    """ThreadSanitizer wants the address space where it expects it; newer kernels shuffle it too much."""
+    """ThreadSanitizer needs memory at the addresses that it expects; newer kernels randomise them too much."""
     setarch = shutil.which("setarch")
     if setarch and subprocess.run([setarch, "-R", "true"], capture_output=True, check=False).returncode == 0:
         return [setarch, "-R"]
@@ -78,7 +78,7 @@ def without_randomised_addresses() -> list[str]:
 
 def main(sanitizer: str, arguments: list[str]) -> int:
     if sys.platform != "linux":
-        raise BuildError("the sanitizer builds preload the sanitizer's library, which is done on Linux only.")
+        raise BuildError("the sanitizer builds preload the sanitizer's library, which works on Linux only.")
     tree = ROOT / "build" / sanitizer
     copy_tree(tree)
     environment = os.environ | {"MULLAMA_SANITIZE": sanitizer}
@@ -91,11 +91,11 @@ def main(sanitizer: str, arguments: list[str]) -> int:
 
     if status := do(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"):
         return status
-    # Upstream reads numbers of a file into enumerations before it looks whether they are any.
+    # Upstream casts numbers from a file to enumerations before it checks whether they are valid.
     known = "".join(f"enum:{name}.cpp\n" for name in ("gguf", "llama-model", "llama-model-loader"))
     (tree / "build" / "known").write_text(known, "utf-8")
     options = {
-        # Python itself keeps memory to its end; leaks are counted by the suite.
+        # Python keeps memory until it exits; the suite counts leaks itself.
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": f"print_stacktrace=1:suppressions={tree / 'build' / 'known'}",
         "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:exitcode=66",

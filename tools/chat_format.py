@@ -8,7 +8,7 @@ from typing import Any
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
-#: A piece of a document and whether the model shall learn to write it.
+#: A piece of a document, and whether the model is trained to write it.
 Part = tuple[str, bool]
 
 TOOLS_HEAD = "These tools are at hand:\n<tools>"
@@ -78,7 +78,7 @@ def _call(function: Mapping[str, Any]) -> str:
 
 
 def render(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Part]:
-    """A conversation as the template renders it, in parts; only what the assistant says is to be learnt."""
+    """A conversation as the template renders it, in parts; the model is trained only on what the assistant says."""
     parts: list[Part] = []
     head = "".join(str(m["content"]) for m in messages[:1] if m["role"] == "system")
     if tools:

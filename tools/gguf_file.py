@@ -1,4 +1,4 @@
-"""Writing the GGUF file: metadata, vocabulary and tensors under llama.cpp's names, quantised to Q8_0."""
+"""Writes the GGUF file: metadata, vocabulary and tensors under llama.cpp's names, quantised to Q8_0."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The small template grammar: one set of rules that can both write a sentence and recognise one."""
+"""The template grammar: one set of rules that both generates sentences and recognises them."""
 
 # Strategy: a template is a line such as "{hero} found [a|an old] {thing}.".  `Writer` walks it and makes
-# choices; `recognisers` turns it into regular expressions.  Both read the same word lists, so what is written
-# is accepted by construction, and what breaks agreement (a girl called "he", "a apple") is not.
+# choices; `recognisers` turns it into regular expressions.  Both read the same word lists, so generated text
+# is accepted by construction, and text that breaks agreement (a girl called "he", "a apple") is not.
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Words = Mapping[str, Sequence[str]]
 
 #: Word lists by slot name; filled by `define`.
 WORDS: dict[str, tuple[str, ...]] = {}
-#: Slots that keep their word for the length of one document.
+#: Slots that keep their word throughout a document.
 STICKY: set[str] = set()
 
 PRONOUNS = {
     "she": {"he": "she", "him": "her", "his": "her", "himself": "herself"},
     "he": {"he": "he", "him": "him", "his": "his", "himself": "himself"},
 }
-#: Slots whose words depend on the gender of the person they speak of: the prefix says which person.
+#: Slots whose words depend on the gender of a person: the prefix says which person.
 PERSONS = {"": "hero", "f": "friend"}
 
 _TOKEN = re.compile(r"\[|\]|\||\{[A-Za-z0-9_]+\}|a\(n\)|[^\[\]|{}a]+|a")
 
 
 def define(slot: str, words: str | Sequence[str], *, sticky: bool = False) -> None:
-    """Name a list of words; a string is split at commas."""
+    """Define a named list of words; a string is split at commas."""
     WORDS[slot] = tuple(w.strip() for w in words.split(",")) if isinstance(words, str) else tuple(words)
     if sticky:
         STICKY.add(slot)
@@ -44,7 +44,7 @@ def _person_slot(slot: str) -> tuple[str, str] | None:
 
 
 def choices(slot: str, genders: Mapping[str, str]) -> tuple[str, ...]:
-    """All words that may stand in a slot, given the genders of hero and friend."""
+    """All words that may fill a slot, given the genders of hero and friend."""
     if slot[:1].isupper():
         return tuple(w[:1].upper() + w[1:] for w in choices(slot[:1].lower() + slot[1:], genders))
     pronoun = _person_slot(slot)
@@ -59,7 +59,7 @@ def choices(slot: str, genders: Mapping[str, str]) -> tuple[str, ...]:
 
 
 class Writer:
-    """Writes templates with one random source; remembers the sticky words of its document."""
+    """Generates text from templates with one random source; remembers the sticky words of its document."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -108,7 +108,7 @@ class Writer:
         return "".join(out), at
 
     def _alternatives(self, tokens: Sequence[str], at: int) -> tuple[str, int]:
-        # The choice is made first and only that branch is written, so that no sticky word is bound in vain.
+        # The choice is made first and only that branch is written, so that no unused sticky word is bound.
         starts, depth, end = [at], 0, at
         while tokens[end] != "]" or depth:
             depth += {"[": 1, "]": -1}.get(tokens[end], 0)
@@ -121,7 +121,7 @@ class Writer:
 
 @cache
 def recognisers(template: str) -> tuple[re.Pattern[str], ...]:
-    """Regular expressions for a template: one for each combination of genders that it speaks of."""
+    """Regular expressions for a template: one for each combination of genders that it mentions."""
     patterns: dict[str, None] = {}
     for hero in ("she", "he"):
         for friend in ("she", "he"):

@@ -1,4 +1,4 @@
-"""Measures the default model under llama.cpp: accepted sentences, own ends, right answers, tool calls."""
+"""Measures the default model with llama.cpp: accepted sentences, stories that end, right answers, tool calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from corpus_facts import FACTS, SMALL_TALK
 from grammar import Writer
 
 ROOT = Path(__file__).resolve().parent.parent
-HELD_OUT = "measured"  # the seeds of the corpus begin with a number, so these questions are drawn apart from it
+HELD_OUT = "measured"  # the seeds of the corpus start with a number, so these questions are drawn independently of it
 USUAL = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.0}
 GREEDY = {"temperature": 0.0}
 
@@ -56,7 +56,7 @@ class Subject:
 
 
 def stories(subject: Subject, prompts: Sequence[str], how: dict[str, float]) -> dict[str, float]:
-    """Shares of accepted sentences and of stories that end by themselves, and how many differ."""
+    """Fractions of accepted sentences and of stories that end by themselves, and how many stories differ."""
     good = told = ended = 0
     lengths: list[int] = []
     texts: Counter[str] = Counter()
@@ -70,17 +70,17 @@ def stories(subject: Subject, prompts: Sequence[str], how: dict[str, float]) -> 
     return {
         "stories": len(prompts), "sentences": told, "accepted": round(good / told, 4),
         "ended": round(ended / len(prompts), 4), "different": len(texts),
-        "tokens_least": lengths[0], "tokens_median": lengths[len(lengths) // 2], "tokens_most": lengths[-1],
+        "tokens_min": lengths[0], "tokens_median": lengths[len(lengths) // 2], "tokens_max": lengths[-1],
     }  # fmt: skip
 
 
 def share(found: Sequence[bool]) -> float:
-    """The share of what is true."""
+    """The fraction of true values."""
     return round(sum(found) / len(found), 4)
 
 
 def answers(subject: Subject) -> dict[str, float]:
-    """Shares of right answers, greedily: all facts, sums, and exchanges of all kinds that have one answer."""
+    """Fractions of right answers, sampled greedily: all facts, and sums."""
     facts = []
     for fact in FACTS:
         asked = Writer(random.Random(HELD_OUT)).write(fact.questions[0])
@@ -93,7 +93,7 @@ def answers(subject: Subject) -> dict[str, float]:
 
 
 def calls(subject: Subject, count: int) -> dict[str, float]:
-    """Shares of tool dialogues in which what the model says is, letter for letter, what the corpus says."""
+    """Fractions of turns in tool dialogues in which the model's output exactly matches the corpus."""
     right: dict[str, list[bool]] = {"call": [], "answer": [], "no_call": []}
     for number in range(count):
         messages, tools = corpus_tools.dialogue(random.Random(f"{HELD_OUT}/{number}"))
@@ -112,7 +112,7 @@ def calls(subject: Subject, count: int) -> dict[str, float]:
 
 
 def samples(subject: Subject) -> None:
-    """Print a few texts, to be read by a person."""
+    """Print a few texts for a person to read."""
     for how in (GREEDY, USUAL | {"seed": 1}, USUAL | {"seed": 2}):
         print("Once upon a time" + subject.write("Once upon a time", how)[0], end="\n---\n")
     for number in range(12):
@@ -125,7 +125,7 @@ def samples(subject: Subject) -> None:
 
 
 def main() -> None:
-    """Print the figures as JSON, and texts if asked."""
+    """Print the figures as JSON, and texts if requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "mullama" / "models" / "default.gguf")
     parser.add_argument("--stories", type=int, default=200)

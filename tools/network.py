@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of the network; every row length is a multiple of 32, as Q8_0 wants."""
+    """The dimensions of the network; every row length is a multiple of 32, as Q8_0 requires."""
 
     vocab: int = 1536
     width: int = 256
@@ -29,14 +29,14 @@ class Shape:
 
 
 def rotation(length: int, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines for positions 0 … length−1, one for each pair of neighbouring numbers of a head."""
+    """Cosines and sines for positions 0 … length−1, one per pair of adjacent elements of a head."""
     half = torch.arange(0, shape.head_width, 2, dtype=torch.float64) / shape.head_width
     angles = torch.outer(torch.arange(length, dtype=torch.float64), shape.rope_base**-half)
     return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (2i, 2i+1) of every head by its angle."""
+    """Rotate each pair (2i, 2i+1) of every head by its angle."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Embedding, layers, norm; the embedding serves as the output too."""
+    """Embedding, layers, norm; the embedding is also the output matrix."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Llama(nn.Module):
                 nn.init.normal_(p, std=0.04)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The last hidden states; multiply by the embedding for scores."""
+        """The final hidden states; multiply by the embedding to get scores."""
         x = self.token_embd(ids)
         cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
         for block in self.blk:

