@@ -50,6 +50,7 @@ class BuildExt(build_ext):
         mode = build_llama.Mode.from_environment()
         llama = build_llama.build(mode)
         compile_flags, link_flags = self.flags(mode, llama)
+        libraries = build_openmp.without_libraries(llama.link)
         compile_flags.append(f'-DMULLAMA_VERSION="{self.distribution.get_version()}"')
         command = self.compiler.compiler_so + getattr(self.compiler, "compiler_so_cxx", [])
         key = build_llama.digest(sys.version, command, compile_flags, llama.key)
@@ -65,12 +66,12 @@ class BuildExt(build_ext):
                 link_flags.append(f"-Wl,--version-script={script}")
             module = objects / target.name
             stamp = objects / "linked"
-            state = build_llama.digest(built, link_flags, llama.link)
+            state = build_llama.digest(built, link_flags, libraries)
             if not stamp.is_file() or stamp.read_text() != state or newer([*built, *llama.archives], module):
                 print(f"linking {module.name}", flush=True)
                 module.unlink(missing_ok=True)  # distutils would keep it: it looks at the objects alone
                 self.compiler.link_shared_object(
-                    built, str(module), extra_postargs=[*llama.link, *link_flags], target_lang="c++"
+                    built, str(module), extra_postargs=[*libraries, *link_flags], target_lang="c++"
                 )
                 build_openmp.check(module, os.environ["CXX"], build_llama.environment())
                 stamp.write_text(state, "utf-8")

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import build_openmp
 import vendor
 from vendor import ROOT, BuildError
 
@@ -314,8 +313,8 @@ def read_file_api(folder: Path, key: str, source: Path) -> Llama:
         source=source,
         includes=[entry["path"] for entry in group.get("includes", [])],
         defines=[d["define"] for d in group.get("defines", []) if d["define"] != "mullama_probe_EXPORTS"],
-        link=build_openmp.without_libraries(link),
-        archives=build_openmp.without_libraries(archives),
+        link=link,
+        archives=archives,
     )
 
 
