@@ -1,4 +1,4 @@
-"""What models of the large families write, as their templates have it: the answers that test_chat_templates.py parses."""
+"""What models of the large families write, in their templates' formats: the answers that test_chat_templates.py parses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIME = ("now", {})
 
 
 class Says(NamedTuple):
-    """What a parsed message comes to; white space around its texts is the template's affair."""
+    """A parsed message for comparison, without the white space around its texts, which depends on the template."""
 
     content: str = ""
     reasoning: str = ""

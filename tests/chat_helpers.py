@@ -1,4 +1,4 @@
-"""What the tests of chats share: a way to force what the model says, to ask under each backend, and to read deltas."""
+"""Helpers for the chat tests: forcing the model's output, asking under each backend, and reading deltas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mullama import AsyncContext, ChatCompletion, ChatDelta, ChatMessage, Contex
 TEMPLATES = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models" / "templates"
 QWEN3 = TEMPLATES / "Qwen-Qwen3-0.6B.jinja"  # thinks
 HERMES = TEMPLATES / "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja"
-GPT_OSS = TEMPLATES / "openai-gpt-oss-120b.jinja"  # cannot read an answer without its marks
+GPT_OSS = TEMPLATES / "openai-gpt-oss-120b.jinja"  # cannot parse an answer without its markers
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 WEATHER = {
     "type": "function",
@@ -51,12 +51,12 @@ Read = tuple[list[ChatDelta], ChatCompletion]
 
 
 def saying(text: str, **params: Any) -> SamplerParams:
-    """Lets the model say nothing but this, and end there."""
+    """Force the model to write exactly this, and then end."""
     return SamplerParams.greedy(grammar=f"root ::= {json.dumps(text)}", **params)
 
 
 def joined(deltas: list[ChatDelta]) -> ChatMessage:
-    """What a client puts together of deltas; each has to come in the order of the protocol."""
+    """Deltas assembled as a client does it; each must come in the order of the protocol."""
     calls: list[ToolCall] = []
     stage = 0
     for delta in deltas:
@@ -80,7 +80,7 @@ def joined(deltas: list[ChatDelta]) -> ChatMessage:
 
 
 def check(deltas: list[ChatDelta], answer: ChatCompletion) -> None:
-    """What holds for every answer that was read to its end."""
+    """Check what holds for every answer that was read to its end."""
     assert joined(deltas) == answer.message
     assert tuple(delta.token.token_id for delta in deltas) == answer.completion.tokens
     assert str(answer) == answer.message.content
@@ -98,7 +98,7 @@ def valid(call: ToolCall) -> bool:
 
 
 def asking(backend: Any, context: Context) -> Callable[..., Read]:
-    """Asks the context and reads the answer delta by delta, with threads or under a backend: the same either way."""
+    """Ask the context and read the answer delta by delta, with threads or under a backend, with the same result."""
 
     def blocking(*args: Any, **options: Any) -> Read:
         with context.chat_stream(*args, **options) as stream:

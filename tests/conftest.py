@@ -1,4 +1,4 @@
-"""What all tests share: the three backends, the models, and contexts that prove that they were left in order."""
+"""What all tests share: the three backends, the models, and contexts that check that every slot was released."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import smollm2 as smollm2_tool
 import vendor
 from mullama import AsyncContext, Context, Model, SamplerParams
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell runs in the background
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Under a sanitizer, which takes memory of its own for every allocation, and keeps what was freed.
+# Under a sanitizer, which uses extra memory for every allocation, and keeps freed memory.
 SANITIZED = "san" in os.environ.get("LD_PRELOAD", "")
 
-# Never ends by itself, so that a test decides when: the end tokens are forbidden.
+# Never ends by itself, since the end tokens are forbidden; the test decides when it ends.
 ENDLESS = SamplerParams(ignore_eos=True, seed=1)
 
 
@@ -64,7 +64,7 @@ async def actx(model: Model) -> AsyncIterator[AsyncContext]:
 
 @asynccontextmanager
 async def serving(model: Model, **params: Any) -> AsyncIterator[AsyncContext]:
-    """A context like a test needs it; at the end of the block all slots must be free, and it must still serve."""
+    """A context with the test's settings; at the end of the block all slots must be free, and it must still work."""
     async with await AsyncContext.create(model, **({"n_threads": 2} | params)) as context:
         yield context
         assert_idle(context.context)
@@ -73,20 +73,20 @@ async def serving(model: Model, **params: Any) -> AsyncIterator[AsyncContext]:
 
 
 def assert_idle(context: Context) -> None:
-    """No slot is taken and nothing waits. Every stream must have been closed, not only cancelled, before this."""
+    """Check that no slot is taken and nothing is queued. Every stream must have been closed, not only cancelled."""
     statistics = context.statistics()
     assert (statistics.busy, statistics.queued, statistics.paused) == (0, 0, 0), statistics
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what another thread, such as the engine's, brings about; its word cannot be awaited."""
+    """Wait for something that another thread, such as the engine's, does without notifying anyone."""
     with anyio.fail_after(60):
         while not condition():  # noqa: ASYNC110
             await anyio.sleep(0.001)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """The same for synchronous tests."""
+    """The same, for synchronous tests."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "it did not come about"
@@ -99,7 +99,7 @@ _SMOLLM2 = pytest.StashKey[Path | vendor.BuildError]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Place SmolLM2, where a test that is going to run needs it: here, since a download has no place in a test's time limit."""
+    """Unpack SmolLM2 if a selected test needs it; here, so that the download does not count against a test's time limit."""
     wanted = any(item.get_closest_marker("weights") for item in session.items)
     if not wanted or SANITIZED or session.config.option.collectonly:
         return
@@ -109,12 +109,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             session.config.stash[_SMOLLM2] = smollm2_tool.place()
         except vendor.BuildError as error:
             session.config.stash[_SMOLLM2] = error
-            print(error, file=sys.stderr)  # once and whole; each test that is skipped says it shortly
+            print(error, file=sys.stderr)  # once, in full; each skipped test has a short reason
 
 
 @pytest.fixture(scope="session")
 def smollm2_file(pytestconfig: pytest.Config) -> Path:
-    """The file of SmolLM2-135M-Instruct, for tests that are marked `weights`; they are skipped where it cannot be fetched."""
+    """The file of SmolLM2-135M-Instruct, for tests marked `weights`; they are skipped if it cannot be fetched."""
     if SANITIZED:
         pytest.skip("a sanitizer makes the real model too slow; the bundled one goes the same ways")
     placed = pytestconfig.stash[_SMOLLM2]
@@ -128,20 +128,20 @@ def smollm2_file(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_file: Path) -> Model:
-    """SmolLM2-135M-Instruct: real weights, a BPE vocabulary in many scripts, a template that knows no tools."""
+    """SmolLM2-135M-Instruct: real weights, a BPE vocabulary with many scripts, a template without tools."""
     return Model.load(smollm2_file)
 
 
 @pytest.fixture(scope="session")
 def smollm2_engine(smollm2: Model) -> Iterator[Context]:
-    """The context that the tests on it share, so that it is made once."""
+    """The context that its tests share, so that it is created only once."""
     with Context(smollm2, n_ctx=512, n_seq_max=8, n_threads=1) as context:
         yield context
 
 
 @pytest.fixture
 def smollm2_context(smollm2_engine: Context) -> Iterator[Context]:
-    """The same, with nothing cached, and at the end of the test all of its slots must be free."""
+    """The same, with an empty cache; at the end of the test all of its slots must be free."""
     smollm2_engine.clear_cache()
     yield smollm2_engine
     assert_idle(smollm2_engine)

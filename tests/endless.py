@@ -1,4 +1,4 @@
-"""Streams that go on until a test ends them, for the tests of cancellation, deadlines and leaks; and what they yield alone."""
+"""Streams that run until a test ends them, for tests of cancellation, deadlines and leaks; and what they yield when alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from mullama import Context, Model, SamplerParams, StreamConfig, TokenData
 
-# After these the bundled model is sure of each of 150 tokens: by at least 0.09 in log-probability to the next likely one, more
-# than it matters in which batch they were computed (0.03).
+# After these prompts the bundled model is certain of 150 tokens: their log-probability exceeds the next by at least 0.09, more
+# than the batch in which they are computed changes it (0.03).
 PROMPT = "Bees are"
 PROMPTS = [PROMPT, "Generate a list:", "Count:", "Friendship is"]
 SURE = SamplerParams.greedy(ignore_eos=True)
-FOREVER_MS = 3_600_000  # a delay or a time limit after which no test is still there
-LIMIT = 90  # seconds, for what must not hang
+FOREVER_MS = 3_600_000  # a delay or a time limit that no test reaches
+LIMIT = 90  # seconds, for calls that must not hang
 _serial = count()
 
 
@@ -23,13 +23,13 @@ def config(max_tokens: int | None = 500, **fields: Any) -> StreamConfig:
 
 
 def long_prompt(model: Model, n: int = 2000) -> list[int]:
-    """Tokens that no prompt before began with, so that none of them are in the cache."""
+    """Tokens that no earlier prompt started with, so that none of them are cached."""
     return (model.tokenize(f"{next(_serial)} and then the story of the fox went on.") * n)[:n]
 
 
 @cache
 def tokens_alone(model: Model, prompt: str, n: int) -> list[TokenData]:
-    """What a stream yields that is by itself in its context."""
+    """What a stream yields that is alone in its context."""
     with Context(model, n_ctx=1024, n_seq_max=1, n_threads=2) as context:
         return list(context.generate_stream(prompt, config(n)))
 

@@ -34,7 +34,7 @@ def adapter(
     tensors: dict[str, np.ndarray] | None = None,
     **keys: Any,
 ) -> Path:
-    """A LoRA adapter of random numbers; `tensors` in place of all of them, `keys` (dots as __) changed or, None, left out."""
+    """A random LoRA adapter; `tensors` replaces all tensors, `keys` (with __ for dots) changes keys, or removes them (None)."""
     random = np.random.default_rng(seed)
     values: dict[str, Any] = {
         "general.type": "adapter",
@@ -62,7 +62,7 @@ def adapter(
 
 @cache
 def words() -> list[tuple[Any, ...]]:
-    """The fields of a BERT's vocabulary, of which the commonest words will do."""
+    """The fields of a BERT vocabulary with only common words."""
     vocabulary = VOCABULARIES / "ggml-vocab-bert-bge.gguf"
     if not vocabulary.is_file():
         pytest.skip("this llama.cpp came without the vocabulary")
@@ -72,7 +72,7 @@ def words() -> list[tuple[Any, ...]]:
 
 
 def encoder(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.CLS, width: int = 32, layers: int = 2) -> Path:
-    """A BERT of random weights: it reads in both directions, knows 512 positions, and cannot generate."""
+    """A BERT with random weights: it is bidirectional, has 512 positions, and cannot generate."""
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_context_length(512)
@@ -113,7 +113,7 @@ def encoder(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.CLS, wid
 
 
 def other_weights(path: Path) -> Path:
-    """The bundled model, but for some of its weights: it says the same of itself."""
+    """The bundled model with some other weights, but the same metadata."""
     data = bytearray(default_model().read_bytes())
     middle = len(data) // 2
     data[middle : middle + 40_000] = data[middle - 40_000 : middle]

@@ -15,14 +15,14 @@ from mullama import AsyncContext, Model, SamplerParams, StreamConfig, TokenData,
 pytestmark = pytest.mark.anyio
 
 PROMPT = "Once upon a time"
-N_TOKENS = 72  # more than any of the buffers
-# Long enough that none of the tests below reaches the second token.
+N_TOKENS = 72  # more than any buffer
+# So long that none of the tests below reaches the second token.
 A_DAY_MS = 24 * 60 * 60 * 1000
 every_size = pytest.mark.parametrize("buffer_size", [1, 2, 32])
 
-# With neighbours in the batch the choice must be greedy: how the batch is put together may change the rounding of the
-# logits, and a draw that falls between two tokens would then go the other way. Alone in its context a stream is computed
-# in the same batches whenever it pauses, so there the same seed gives the same tokens to the last bit.
+# With neighbours in the batch, sampling must be greedy: the composition of the batch may change the rounding of the
+# logits, and a random draw close to the border of two tokens could then change. Alone in its context, a stream is computed
+# in the same batches whenever it pauses, so the same seed gives exactly the same tokens.
 GREEDY = SamplerParams.greedy(ignore_eos=True)
 SEEDED = SamplerParams(ignore_eos=True, seed=7, temperature=1.0)
 
@@ -50,7 +50,7 @@ def plain(tokens: list[TokenData]) -> list[tuple[str, int]]:
 
 
 async def paused(stream: TokenStream, context: AsyncContext, buffer_size: int, n_read: int = 0) -> None:
-    """Wait until the stream has paused, and see that it did so after exactly `buffer_size` unread tokens."""
+    """Wait until the stream has paused, and check that it did so after exactly `buffer_size` unread tokens."""
     await until(lambda: stream.statistics().paused and context.statistics().paused == 1)
     statistics = stream.statistics()
     assert statistics.current_buffer_used == statistics.max_buffer_size == buffer_size
@@ -69,7 +69,7 @@ async def test_a_stopped_reader_pauses_its_own_stream_only(buffer_size: int, mod
             assert len(await stream.collect()) == N_TOKENS
 
     async with serving(model, n_ctx=512, n_seq_max=8) as context, stream_of(context, buffer_size) as stopped:
-        for _ in range(2):  # first those that start with it, then others that come when it is paused already
+        for _ in range(2):  # some that start with it, then some that arrive when it has paused
             async with create_task_group() as tasks:
                 for i in range(7):
                     tasks.start_soon(read, stream_of(context, 4, ENDLESS, f"{i} dogs"))
@@ -116,7 +116,7 @@ async def test_the_end_needs_no_room(model: Model) -> None:
 
 
 async def test_only_free_slots_serve_while_others_are_paused(model: Model) -> None:
-    """Every slot but one is paused: the last one serves request after request, and then all go on."""
+    """All slots but one are paused: the remaining one serves request after request, and then all resume."""
     async with AsyncExitStack() as stack:
         context = await stack.enter_async_context(serving(model, n_ctx=512, n_seq_max=4))
         streams = [await stack.enter_async_context(stream_of(context, 2, prompt=f"{i} cats")) for i in range(3)]
@@ -131,7 +131,7 @@ async def test_only_free_slots_serve_while_others_are_paused(model: Model) -> No
 @every_size
 @pytest.mark.parametrize("max_buffer_size", [0, 3])
 async def test_open_stream_adds_no_buffer_of_its_own(buffer_size: int, max_buffer_size: int, model: Model) -> None:
-    """What lies in the ring, what was asked for besides, and the one token on its way between the two."""
+    """The ring's tokens, those of the channel, and the one token in transit between them."""
 
     def tokens_out() -> int:
         return context.statistics().tokens_out
@@ -149,7 +149,7 @@ async def test_open_stream_adds_no_buffer_of_its_own(buffer_size: int, max_buffe
 
 @every_size
 async def test_stream_into_waits_for_the_channel(buffer_size: int, model: Model) -> None:
-    """Three streams into one channel that nobody reads: each holds its ring, and one token that is on its way."""
+    """Three streams into one channel that nobody reads: each fills its ring, and has one token in transit."""
     send, receive = anyio.create_memory_object_stream[TokenData]()
     async with serving(model, n_ctx=512, n_seq_max=4) as context, create_task_group() as tasks, receive:
         async with send:

@@ -1,6 +1,6 @@
-"""Model files that are not what they should be: each is an error that says what is wrong, and none ends the process.
+"""Invalid model files: each raises an error that says what is wrong, and none aborts the process.
 
-`python tests/test_bad_files.py 5000 [MODEL]` tries so many random damages by hand; a seed that crashed is printed.
+`python tests/test_bad_files.py 5000 [MODEL]` tries that many random corruptions; the seed of a crash is printed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mullama import Context, Model, ModelLoadError, SamplerParams, default_model
 
 # ------------------------------------------------------------------------------ each file in a process of its own
 
-# Forks a warm process for each path that it reads, and answers with how that ended, what it said, and what was printed.
+# Forks a warm process for each path that it reads, and reports its exit status, its result, and what it printed.
 TRIER = """
 import json, os, resource, signal, sys, tempfile
 from mullama import Context, Model, SamplerParams
@@ -81,7 +81,7 @@ class Trier:
         )
 
     def __call__(self, data: bytes) -> str:
-        """What comes of a model with these bytes: "works", or the error's type and text."""
+        """The result of loading a model with these bytes: "works", or the error's type and message."""
         self.path.write_bytes(data)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -116,7 +116,7 @@ class Part(NamedTuple):
 
 
 def parts_of(data: bytes) -> list[Part]:
-    """A GGUF file field by field, as its specification has it."""
+    """A GGUF file, field by field, as specified."""
     names = ("magic", 0, 4), ("version", 4, 8), ("n_tensors", 8, 16), ("n_kv", 16, 24)
     parts = [Part("head", *name) for name in names]
     n_tensors, n_kv = struct.unpack_from("<QQ", data, 8)
@@ -178,7 +178,7 @@ ODD_NUMBERS = [
 
 
 def damage(data: bytes, parts: dict[str, list[Part]], draw: Callable[[int], int]) -> tuple[bytes, list[str]]:
-    """Some fields changed or the end cut off. `draw(n)` is a number from 0 to n - 1, and decides everything."""
+    """Change some fields, or truncate the file. `draw(n)` is a number from 0 to n - 1, and makes all choices."""
     broken = bytearray(data)
     what = []
     kinds = sorted(parts) + ["number"] * 5
@@ -285,7 +285,7 @@ def test_what_once_ended_the_process(trier: Trier, name: str, value: bytes, kind
 
 
 def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
-    """The model loads, and its streams fail one by one; whoever makes a context of another model is not harmed."""
+    """The model loads, and its streams fail one by one; contexts of another model are not affected."""
     path = tmp_path / "nan.gguf"
     (data,) = PARTS["data"]
     path.write_bytes(DATA[: data.begin] + b"\xff" * (data.end - data.begin))
@@ -341,7 +341,7 @@ def test_a_file_that_this_user_may_not_read(tmp_path: Path) -> None:
 
 
 def main(n: int, file: str) -> None:
-    """Try random damages by hand."""
+    """Try random corruptions, from the command line."""
     data = Path(file).read_bytes()
     kinds, trier, began = by_kind(data), Trier(Path(os.environ.get("TMPDIR", "/tmp"))), time.monotonic()
     first = random.SystemRandom().randrange(1 << 40)

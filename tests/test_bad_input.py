@@ -1,4 +1,4 @@
-"""Arguments that cannot be right: each is a typed error with the value and the remedy, and the engine goes on serving."""
+"""Invalid arguments: each raises a typed error with the value and the fix, and the engine keeps working."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def context(model: Model) -> Iterator[Context]:
 
 @pytest.fixture(autouse=True)
 def still_serving(context: Context) -> Iterator[None]:
-    """After each test the same engine must answer as before."""
+    """After each test the same engine must work as before."""
     before = context.generate("Once upon a time", 4, GREEDY).tokens
     yield
     assert context.generate("Once upon a time", 4, GREEDY).tokens == before
@@ -49,7 +49,7 @@ def still_serving(context: Context) -> Iterator[None]:
 
 @contextmanager
 def refused(type_: type[BaseException], *says: str) -> Iterator[pytest.ExceptionInfo[BaseException]]:
-    """An error of ours of this type that says all of these, and what to do."""
+    """Check for an error of ours of this type that has all of these words, and says what to do."""
     with pytest.raises(type_) as caught:
         yield caught
     error = caught.value
@@ -107,7 +107,7 @@ def test_whatever_yields_integers_is_a_prompt(context: Context, tokens: Any) -> 
 
 def test_a_prompt_that_just_fits(context: Context) -> None:
     completion = context.generate([1] * 255, None, GREEDY)
-    assert (completion.finish_reason, len(completion.tokens)) == ("length", 2)  # the last one needs no room
+    assert (completion.finish_reason, len(completion.tokens)) == ("length", 2)  # the last one needs no cell
 
 
 # ------------------------------------------------------------------------------ tokens and texts of the model

@@ -1,4 +1,4 @@
-"""`mullama bench`, with the bundled model and a stand-in for upstream's program; what is measured is never judged here."""
+"""`mullama bench`, with the bundled model and a stand-in for upstream's program; the measured figures are not tested."""
 
 from __future__ import annotations
 

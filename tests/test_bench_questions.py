@@ -1,4 +1,4 @@
-"""The benchmarks of bench/: that each question can be asked, and that turns, ratios and reasons come out right; no speed."""
+"""The benchmarks of bench/: each can run, and turns, ratios and reasons are right; speed is not tested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callbacks: what they get, what their answers mean, and that an exception in one comes out unchanged."""
+"""Callbacks: what they receive, what their return values mean, and that their exceptions propagate unchanged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stumble(Exception):
 
 
 def after(n: int, answer: Any, seen: list[TokenData]) -> Callable[[TokenData], Any]:
-    """A callback that gives this answer, or raises it, from its n-th token on."""
+    """A callback that returns this answer, or raises it, from its n-th token on."""
 
     def callback(token: TokenData) -> Any:
         seen.append(token)
@@ -139,7 +139,7 @@ def test_the_time_limit_holds_for_a_slow_callback_too(context: Context) -> None:
 
     def callback(token: TokenData) -> None:
         seen.append(token)
-        wait_until(lambda: context.statistics().busy == 0)  # until the engine has dropped it
+        wait_until(lambda: context.statistics().busy == 0)  # until the engine has reaped it
 
     config = StreamConfig(max_tokens=None, params=ENDLESS, timeout_ms=1000)
     with pytest.raises(StreamingError) as caught:
@@ -178,7 +178,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def of_kind(kind: str, callback: Callable[[TokenData], Any]) -> Callable[[TokenData], Any]:
-    """The same callback in one of the forms in which the asynchronous face takes it."""
+    """The same callback in one of the forms that the asynchronous API accepts."""
 
     async def coroutine(token: TokenData) -> Any:
         await anyio.lowlevel.checkpoint()

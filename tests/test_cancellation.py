@@ -1,4 +1,4 @@
-"""Cancellation at every point of a stream's life: the slot is free, neighbours notice nothing, no token is lost."""
+"""Cancellation at every point of a stream's life: the slot is freed, neighbours are not affected, no token is lost."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from mullama import AsyncContext, Model, TokenStream
 
 pytestmark = pytest.mark.anyio
 
-NEIGHBOURS = {"One morning, Anna": 3, "The little dog": 512}  # one that soon waits for its reader, one that runs on
+# One that soon waits for its reader, one that keeps running.
+NEIGHBOURS = {"One morning, Anna": 3, "The little dog": 512}
 N_NEIGHBOUR = 80
 
 
 @asynccontextmanager
 async def neighbours(context: AsyncContext) -> AsyncIterator[Callable[[], int]]:
-    """A block beside which other streams run, whose tokens are none the worse for it. It gets the count of those that run."""
+    """A block beside which other streams run, whose tokens must not change. It gets the number of running streams."""
     streams = {p: context.generate_stream(p, config(N_NEIGHBOUR, buffer_size=n)) for p, n in NEIGHBOURS.items()}
     yield lambda: sum(not stream.is_finished() for stream in streams.values())
     for prompt, stream in streams.items():
@@ -36,7 +37,7 @@ async def neighbours(context: AsyncContext) -> AsyncIterator[Callable[[], int]]:
 
 async def queued(context: AsyncContext) -> TokenStream:
     stream = context.generate_stream(PROMPT, config())
-    assert context.statistics().queued == 2  # behind a neighbour that waits for its reader, and another
+    assert context.statistics().queued == 2  # behind one neighbour that waits for its reader, and another
     return stream
 
 
@@ -71,7 +72,7 @@ async def paused(context: AsyncContext) -> TokenStream:
 
 
 async def in_a_scope(stream: TokenStream) -> None:
-    """Cancelled while it is read, in a task that waits for a token or, where tokens lie ready, takes them."""
+    """Cancelled while it is read, in a task that waits for a token, or takes ready ones."""
     async with create_task_group() as tasks:
 
         async def read() -> None:
@@ -111,7 +112,7 @@ async def by_aclose(stream: TokenStream) -> None:
 
 
 async def in_aclose(stream: TokenStream) -> None:
-    """The end of the block waits for the slot also where the task that is in it is cancelled once more."""
+    """The end of the block waits for the slot even if its task is cancelled again."""
     async with create_task_group() as tasks:
         tasks.start_soon(stream.aclose)
         await checkpoint()
@@ -183,7 +184,7 @@ async def test_break_frees_the_slot(model: Model) -> None:
                     break
             assert context.statistics().busy >= 1
 
-        for _ in range(5):  # more than there are slots
+        for _ in range(5):  # more than the slots
             with fail_after(LIMIT):
                 await read_some()
         await until(lambda: context.statistics().queued == 0)
@@ -202,7 +203,7 @@ async def test_a_receive_that_is_cancelled_at_once_takes_nothing(actx: AsyncCont
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_time_limits_around_a_receive(model: Model, fails: bool) -> None:
-    """The stream is as it was afterwards, and goes on."""
+    """Afterwards the stream is unchanged, and continues."""
     async with (
         serving(model, n_ctx=1024, n_seq_max=1, reuse_prefix=False) as context,
         context.generate_stream(PROMPT, config(buffer_size=1)) as blocker,
@@ -233,13 +234,13 @@ async def test_generate_has_stopped_when_it_is_cancelled(model: Model) -> None:
 
 @pytest.fixture
 async def actx(model: Model) -> AsyncIterator[AsyncContext]:
-    """As the one in conftest.py; without reuse, because a cached prefix changes the last bits of a probability."""
+    """Like the one in conftest.py, but without reuse, because a cached prefix changes the last bits of a probability."""
     async with serving(model, n_ctx=1024, n_seq_max=8, reuse_prefix=False) as context:
         yield context
 
 
 async def test_one_of_eight_fails(actx: AsyncContext) -> None:
-    """The task group ends with its error alone, all slots are free then, and what each task has read is right."""
+    """The task group raises only its own error, all slots are free then, and what each task has read is right."""
     expected = alone(actx.model, PROMPT, 500)
     streams: list[TokenStream] = []
     read: list[list[int]] = []
@@ -269,7 +270,7 @@ async def test_one_of_eight_fails(actx: AsyncContext) -> None:
 
 
 async def test_open_stream_and_stream_into(model: Model) -> None:
-    """Both stop generating when the block or the task around them is cancelled, or when nobody reads any more."""
+    """Both stop generating when the block or its task is cancelled, or when nobody reads any more."""
     async with serving(model, n_ctx=1024, n_seq_max=3, reuse_prefix=False) as context, neighbours(context):
         with move_on_after(LIMIT) as scope:
             async with context.open_stream(PROMPT, config()) as receive:
@@ -299,7 +300,7 @@ async def test_open_stream_and_stream_into(model: Model) -> None:
 
 
 async def test_a_cancelled_stream_need_not_wait_for_the_end_of_a_step(model: Model) -> None:
-    """Others go on in it; some are told before it is over (and all, on an idle machine)."""
+    """Others continue in it; some are notified before it is over (on an idle machine, all)."""
     told_within = 0
     async with serving(model, n_ctx=1024, n_seq_max=8, n_threads=1) as context:
         others = [context.generate_stream(PROMPT, config(1000, buffer_size=1000)) for _ in range(7)]

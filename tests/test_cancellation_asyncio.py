@@ -1,4 +1,4 @@
-"""Cancellation in plain asyncio, with no anyio in sight; of a load; and between two event loops."""
+"""Cancellation in plain asyncio, without anyio; of loading a model; and with two event loops."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mullama import AsyncContext, AsyncModel, Context, Model, TokenStream
 
 @pytest.fixture(scope="module")
 def expected(model: Model) -> dict[str, list[int]]:
-    """What each prompt yields where nobody cancels anything."""
+    """What each prompt yields if nothing is cancelled."""
     return {prompt: alone(model, prompt, 100) for prompt in PROMPTS}
 
 
 @pytest.fixture(scope="module")
 def shared(model: Model) -> Iterator[AsyncContext]:
-    """One context for many tests: what one leaves behind, the next stumbles over."""
+    """One context for many tests, so that leftovers of one would fail the next."""
     with Context(model, n_ctx=512, n_seq_max=3, n_threads=2, reuse_prefix=False) as context:
         yield AsyncContext(context)
 
@@ -38,13 +38,13 @@ async def steps(n: int) -> None:
 
 
 async def idle(context: AsyncContext) -> None:
-    """Nobody shields an asyncio task from its own `cancel()`, so the slot may be free a step later than the task."""
+    """An asyncio task cannot be shielded from its own `cancel()`, so the slot may be freed a step after the task ends."""
     while context.statistics().busy or context.statistics().queued:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """As a program without anyio does it."""
+    """As in a program without anyio."""
     asyncio.run(asyncio.wait_for(main, LIMIT))
 
 
@@ -144,7 +144,7 @@ def engines() -> int:
 
 @pytest.mark.anyio
 async def test_a_load_that_is_cancelled() -> None:
-    """At any of its steps, by its own report of progress or from outside; nothing is left of it."""
+    """At any step, from its progress callback or from outside; nothing is left of it."""
     before = engines()
     for k in (0, 1, 3):
         shares: list[float] = []
@@ -198,7 +198,7 @@ def test_asyncio_cancels_a_load() -> None:
 
 @pytest.mark.parametrize("backends", [("asyncio", "trio"), ("asyncio", "asyncio"), ("trio", "trio")])
 def test_two_event_loops(shared: AsyncContext, expected: dict[str, list[int]], backends: tuple[str, str]) -> None:
-    """One context serves both; what one cancels does not disturb the other, and a stream may move between them."""
+    """Two loops share one context; cancelling in one does not disturb the other, and a stream may move between them."""
     failures: list[BaseException] = []
     begun = threading.Barrier(2, timeout=LIMIT)
 

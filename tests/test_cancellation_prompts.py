@@ -1,4 +1,4 @@
-"""Cancellation while a long prompt is read: llama.cpp is stopped in the middle of a batch, and what is left is right."""
+"""Cancellation while a long prompt is processed: llama.cpp is interrupted within a batch, and its state remains right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def prefilling(context: AsyncContext, prompt: list[int]) -> TokenStream | None:
-    """A stream whose prompt is being read; None where that was over too soon."""
+    """A stream whose prompt is being processed; None if it finished too soon."""
     stream = context.generate_stream(prompt, config())
     await until(lambda: context.statistics().queued == 0)
     if not stream.tokens_generated():
@@ -48,7 +48,7 @@ def listening(records: list[str], levels: list[int] | None = None) -> Iterator[N
 
 
 async def test_a_prompt_is_given_up_in_the_middle_of_a_batch(model: Model) -> None:
-    """Not only between two steps: llama.cpp is stopped within one, and says so."""
+    """Not only between two steps: llama.cpp is interrupted within one, and logs it."""
     lines: list[str] = []
     levels: list[int] = []
     async with serving(model, n_ctx=2304, n_seq_max=1, n_batch=800, n_ubatch=32) as context:
@@ -73,9 +73,9 @@ async def test_a_prompt_is_given_up_in_the_middle_of_a_batch(model: Model) -> No
 
 @pytest.mark.parametrize("n_cells", [None, 3000], ids=["own cells", "shared cells"])
 async def test_a_batch_that_is_cut_short_is_computed_again_for_the_others(model: Model, n_cells: int | None) -> None:
-    """Neighbours share the batch with a prompt that is given up: their part of it is computed again.
+    """Neighbours share the batch with a prompt that is cancelled: their part of it is computed again.
 
-    Where sequences have cells of their own, it was computed already and has no logits; else it is not in the memory.
+    If sequences have separate cells, that part is in memory but has no logits; otherwise it is not in memory.
     """
     lines: list[str] = []
     expected = tokens_alone(model, PROMPT, 120)
@@ -100,8 +100,8 @@ async def test_a_batch_that_is_cut_short_is_computed_again_for_the_others(model:
                 same = [a.token_id == b.token_id for a, b in zip(tokens, expected, strict=True)]
                 if n_cells is None:
                     assert all(same)
-                # What shares its cells is added up in another order beside others, cancelled or not. Where that tips the
-                # scales between two tokens, it goes on differently; until then it agrees within what rounding makes.
+                # With shared cells, other streams change the order of additions, cancelled or not. If that changes the
+                # choice between two tokens, the texts differ from there on; until then they agree within rounding.
                 for a, b in zip(tokens[: [*same, False].index(False)], expected, strict=False):
                     assert a.logprob == pytest.approx(b.logprob, abs=0.2)
                 if any("removing memory module entries" in line for line in lines):
@@ -111,7 +111,7 @@ async def test_a_batch_that_is_cut_short_is_computed_again_for_the_others(model:
 
 
 async def test_what_a_cancelled_prompt_leaves_in_the_cache_is_right(model: Model) -> None:
-    """The next stream takes over the part that was computed, and goes on from there."""
+    """The next stream reuses the part that was computed, and continues from there."""
     greedy = config(1, params=SamplerParams.greedy())
     async with serving(model, n_ctx=2304, n_seq_max=1, n_batch=256, n_ubatch=64) as context:
         for _ in range(10):
@@ -125,6 +125,6 @@ async def test_what_a_cancelled_prompt_leaves_in_the_cache_is_right(model: Model
         assert 64 <= again.completion().usage.cached_tokens < 1999
         context.clear_cache()
         async with context.generate_stream(prompt, greedy) as fresh:
-            # of the likeliest token, which is another one where rounding tips the scales, with as much likelihood
+            # of the most likely token, which may be another equally likely one because of rounding
             assert (await fresh.receive()).logprob == pytest.approx(token.logprob, abs=0.2)
         assert fresh.completion().usage.cached_tokens == 0

@@ -1,4 +1,4 @@
-"""Cancellation at any moment: sweeps over steps and tokens, random interleavings, and the hand-over of the watch."""
+"""Cancellation at any moment: sweeps over steps and tokens, random interleavings, and handing over the watch."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ BACKENDS = ["asyncio", "trio"]
 
 @pytest.fixture(scope="module")
 def expected(model: Model) -> dict[str, list[int]]:
-    """What each prompt yields where nobody cancels anything."""
+    """What each prompt yields if nothing is cancelled."""
     return {prompt: alone(model, prompt, 200) for prompt in PROMPTS}
 
 
 @pytest.fixture(scope="module")
 def shared(model: Model) -> Iterator[AsyncContext]:
-    """One context for many examples: what one leaves behind, the next stumbles over."""
+    """One context for many examples, so that leftovers of one would fail the next."""
     with Context(model, n_ctx=512, n_seq_max=3, n_threads=2, reuse_prefix=False) as context:
         yield AsyncContext(context)
 
 
 @pytest.fixture
 async def actx(model: Model) -> AsyncIterator[AsyncContext]:
-    """As the one in conftest.py; without reuse, because a cached prefix changes the last bits of a probability."""
+    """Like the one in conftest.py, but without reuse, because a cached prefix changes the last bits of a probability."""
     async with serving(model, n_ctx=512, n_seq_max=8, reuse_prefix=False) as context:
         yield context
 
@@ -86,7 +86,7 @@ async def test_receives_that_are_cancelled_after_k_steps_lose_no_token(
 
 @pytest.mark.anyio
 async def test_cancel_after_k_tokens(actx: AsyncContext, expected: dict[str, list[int]]) -> None:
-    """What was generated can be read, before the cancel or after it, and nothing comes later."""
+    """What was generated can be read, whether before or after the cancel, and nothing is added."""
     for k in range(24):
         prompt = PROMPTS[k % len(PROMPTS)]
         async with actx.generate_stream(prompt, config(150, buffer_size=1 + k % 7)) as stream:
@@ -101,7 +101,7 @@ async def test_cancel_after_k_tokens(actx: AsyncContext, expected: dict[str, lis
             assert [token.token_id for token in tokens] == list(completion.tokens) == expected[prompt][: len(tokens)]
             assert k <= len(tokens) <= k + 1 + k % 7
             text = "".join(token.text for token in tokens)
-            assert completion.text.startswith(text)  # and may have what was held back: half a character
+            assert completion.text.startswith(text)  # and may also have what was held back: half a character
     assert_idle(actx.context)
 
 
@@ -142,7 +142,7 @@ STREAMS = st.tuples(st.integers(0, 3), st.sampled_from([1, 2, 40]), st.sampled_f
 
 
 async def play(context: AsyncContext, expected: list[int], stream: TokenStream, deeds: list[tuple[str, int]]) -> None:
-    """One task's deeds with its stream. What it receives is always what was generated, in order, without a gap."""
+    """One task's random operations on its stream. It must receive what was generated, in order, without gaps."""
     tokens: list[int] = []
     closed = False
     for what, n in deeds:
@@ -172,7 +172,7 @@ async def play(context: AsyncContext, expected: list[int], stream: TokenStream, 
                     await stream.aclose()
             except (WouldBlock, EndOfStream):
                 pass
-            except BaseException as e:  # in a group, where it came out of receive()
+            except BaseException as e:  # in a group, if it was raised by receive()
                 if not closed or "was closed" not in repr(e):
                     raise
     stream.cancel()
@@ -213,7 +213,7 @@ def test_random_interleavings(shared: AsyncContext, expected: dict[str, list[int
 @pytest.mark.anyio
 @pytest.mark.parametrize("seed", range(3))
 async def test_readers_that_are_cancelled_at_random(model: Model, expected: dict[str, list[int]], seed: int) -> None:
-    """Many wait on one descriptor, all but one of them through another task that may be gone at any moment."""
+    """Many tasks wait on one descriptor, all but one of them through another task that may end at any moment."""
     dice = random.Random(seed)
     scopes: dict[int, CancelScope] = {}
     n_running = n = 12
@@ -248,7 +248,7 @@ async def test_readers_that_are_cancelled_at_random(model: Model, expected: dict
 async def test_each_watcher_is_cancelled_when_the_watch_comes_to_it(
     model: Model, anyio_backend: tuple[str, Any], native: bool
 ) -> None:
-    """The first of eight is cancelled; as soon as it has let go, so is the next, which has just been told to watch."""
+    """The first of eight is cancelled; as soon as it has ended, so is the next, which has just taken over the watch."""
     if native and anyio_backend[0] != "asyncio":
         pytest.skip("asyncio's own way of cancelling")
     cancels: dict[int, Callable[[], object]] = {}
@@ -279,13 +279,13 @@ async def test_each_watcher_is_cancelled_when_the_watch_comes_to_it(
                 await steps(5)  # now all of them wait
                 cancels[0]()
                 await steps(5 * n)
-                blocker.close()  # without waiting: that would be another watcher
+                blocker.close()  # without waiting, which would be another watcher
         assert done == [n - 1]
         assert [len(await stream.collect()) for stream in streams] == [1] * (n - 1) + [0]
 
 
 class Rung:
-    """A stream as the bell sees it, whose engine rings when the test says so."""
+    """A stream as the watch sees it, whose engine notifies when the test says so."""
 
     def __init__(self) -> None:
         self.bell: Notifier | None = None
@@ -306,7 +306,7 @@ class Rung:
 @pytest.mark.anyio
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the notifier is rung at its other end")
 async def test_a_ring_for_a_token_that_was_taken_already() -> None:
-    """It uses up the wish to be told of the next one, which has to be renewed while another task has the watch."""
+    """The notification disarms the stream, which must be armed again while another task has the watch."""
     watched, followed = Rung(), Rung()
     with fail_after(LIMIT):
         async with create_task_group() as tasks:
@@ -327,7 +327,7 @@ async def test_a_ring_for_a_token_that_was_taken_already() -> None:
 
 @pytest.mark.anyio
 async def test_fast_readers_beside_a_watcher_that_waits_long(model: Model) -> None:
-    """The same with an engine: the one in the queue watches, and those before it must be told of each token."""
+    """The same with an engine: the queued stream watches, and those before it must be notified of each token."""
     async with serving(model, n_ctx=1024, n_seq_max=2, n_threads=1) as context:
         for _ in range(2):
             running = [context.generate_stream(PROMPTS[0], config(300)) for _ in range(2)]

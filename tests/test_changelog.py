@@ -1,4 +1,4 @@
-"""News fragments: named as towncrier reads them, one change each, and joined into a changelog that has all of them."""
+"""News fragments: named as towncrier expects, one change each, and all of them joined into the changelog."""
 
 from __future__ import annotations
 

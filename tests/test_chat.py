@@ -1,6 +1,6 @@
-"""Chats: answers, thoughts and tool calls as they come, whole, cut off and cancelled, blocking and under every backend.
+"""Chats: answers, thoughts and tool calls, streamed, complete, cut off and cancelled, blocking and under every backend.
 
-What the bundled model is to say is forced by a grammar where its words matter, so that they are known to the letter.
+Where the exact words matter, a grammar forces the bundled model's output.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_stop_strings(ask: Any, stop: str, content: str) -> None:
 
 
 def test_as_many_stop_strings_as_are_allowed(context: Context) -> None:
-    laguna = TEMPLATES / "poolside-Laguna-XS.2.jinja"  # brings one of its own
+    laguna = TEMPLATES / "poolside-Laguna-XS.2.jinja"  # has its own
     own = [f"@{i}" for i in range(64)]
     config = StreamConfig(max_tokens=60, params=saying("Sunny.</assistant> and more"), stop_sequences=own)
     answer = context.chat([USER], config, template=laguna, thinking=False)
@@ -93,7 +93,7 @@ def test_log_probabilities(ask: Any) -> None:
 
 @pytest.mark.parametrize("template", [None, "moonshotai-Kimi-K2", "Qwen-Qwen2.5-7B-Instruct", "Qwen3-Coder"])
 def test_a_schema_binds_the_answer(context: Context, template: str | None) -> None:
-    """Also where llama.cpp's handler of a template has nothing to do with schemas."""
+    """Even if llama.cpp's handler of a template ignores schemas."""
     schema = {
         "type": "object",
         "properties": {"sky": {"enum": ["sunny", "rainy"]}},

@@ -1,4 +1,4 @@
-"""Chats that cannot be right: messages, tools, options and templates that are refused before anything runs."""
+"""Invalid chats: messages, tools, options and templates that are refused before anything is generated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def context(model: Model) -> Iterator[Context]:
 
 @pytest.fixture(autouse=True)
 def nothing_ran(context: Context) -> Iterator[None]:
-    """What is refused leaves no trace, and the engine answers as before."""
+    """A refused call leaves no trace, and the engine works as before."""
     before = context.statistics().tokens_in
     yield
     assert context.statistics().tokens_in == before
@@ -235,14 +235,14 @@ def test_a_model_without_a_template() -> None:
 
 
 def test_a_template_that_refuses_an_order_of_roles(context: Context) -> None:
-    """Some templates insist; with the reason that they give, which is what the user needs."""
+    """Some templates raise errors; the user needs to see the template's own reason."""
     with pytest.raises(ChatError, match="alternate"):
         context.chat([USER, USER], template=TEMPLATES / "google-gemma-2-2b-it.jinja")
 
 
 @pytest.mark.skipif(SANITIZED, reason="a sanitizer's shadow takes more addresses than the limit")
 def test_a_range_without_end_is_no_end_of_the_process() -> None:
-    """What allocates without end comes out as an error where the system refuses memory, here by a limit of 2 GB."""
+    """A template that allocates without end raises an error when memory runs out, here at a limit of 2 GB."""
     program = """
 import resource, mullama
 from mullama._chat import render_chat

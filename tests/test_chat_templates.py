@@ -1,4 +1,4 @@
-"""Templates of the large families: prompts are rendered, and scripted answers, split anywhere, parsed back into a message."""
+"""Templates of the large families: prompts are rendered, and scripted answers, split at any point, are parsed into messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEMPLATES = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models" / "tem
 TELL_NO_TOOLS = {
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
     "deepseek-ai-DeepSeek-V3.1",
-}  # leave that to the system prompt
+}  # the system prompt covers that
 
 USER = {"role": "user", "content": "How is the weather in Paris?"}
 
@@ -53,7 +53,7 @@ def with_tools(model: Model, template: str, **changes: Any) -> _core.Chat:
 
 
 class Reader:
-    """Puts deltas together as a client does, and sees to it that they come as promised."""
+    """Assemble deltas as a client does, and check that they come in the promised order."""
 
     def __init__(self) -> None:
         self.content = self.reasoning = ""
@@ -121,7 +121,7 @@ def test_an_answer_split_anywhere(
 def test_an_answer_cut_off_anywhere_says_the_beginning_of_it(
     vocabulary: Model, template: str, answer: str, says: Says
 ) -> None:
-    """What was told before the cut is a beginning of what is told in the end: nothing is taken back."""
+    """What was sent before the cut is a prefix of the final message: nothing is taken back."""
     whole = read(with_tools(vocabulary, template), [answer])
     for cut in range(1, len(answer), 5):
         part = read(with_tools(vocabulary, template), [answer[:cut]], whole=False)
@@ -134,7 +134,7 @@ def test_an_answer_cut_off_anywhere_says_the_beginning_of_it(
 
 
 def check_what_is_told(open_it: Callable[[], _core.Chat], pieces: Sequence[str]) -> Reader:
-    """A chat that does not ask its parser about every piece, against parsers that see each beginning of the answer."""
+    """A chat that does not call its parser for every piece, compared with one that parses every prefix of the answer."""
     chat, reader = open_it(), Reader()
     content = reasoning = so_far = ""
     for token, piece in enumerate(pieces):
@@ -163,14 +163,14 @@ def test_what_is_told_without_the_parser_is_what_it_would_tell(
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_what_is_told_of_any_text(vocabulary: Model, template: str, data: st.DataObject) -> None:
-    """Of marks, of halves of marks and of words, in any order."""
+    """Made of markers, partial markers and words, in any order."""
     known = re.findall(r"<[^>]*>|\[[^\]]*\]|\s+|[^<\[\s]+", "".join(answer for answer, _ in CASES[template]))
     piece = st.sampled_from(
         [*known, *(mark[: len(mark) // 2 + 1] for mark in known), "Hello ", "< ", "é🌞", "\n\n", "{"]
     )
     pieces = data.draw(st.lists(piece, min_size=1, max_size=12))
     open_it = data.draw(st.sampled_from([with_tools, opened]))
-    # Some templates cannot read an answer without their marks, and what was a call may turn out to be none.
+    # Some templates cannot parse an answer without their markers, and what looked like a call may turn out not to be one.
     with contextlib.suppress(RuntimeError):
         check_what_is_told(lambda: open_it(vocabulary, template), pieces)
 
@@ -179,7 +179,7 @@ LONG = "It is a fine day, and 5 < 6 <b>by the way</b>; [see].\n\n"
 
 
 def beginning(template: str) -> str:
-    """What an answer in plain words begins with, where it is not plain at once."""
+    """The start of a plain-text answer, for templates in which it is not immediately plain text."""
     plain = [answer for answer, says in CASES[template] if not says.calls and says.content == "Hello."]
     return plain[-1].removesuffix("<|END_RESPONSE|>").removesuffix("Hello.") if plain else ""
 
@@ -187,7 +187,7 @@ def beginning(template: str) -> str:
 @pytest.mark.parametrize("template", [t for t, cases in CASES.items() if any(not says.calls for _, says in cases)])
 @pytest.mark.parametrize("tools", [True, False], ids=["tools", "no tools"])
 def test_a_long_answer_is_not_parsed_again_for_each_token(vocabulary: Model, template: str, tools: bool) -> None:
-    """Counted: what the parser reads for the last thousand characters is what it reads for a thousand before them."""
+    """Counted: the parser reads as much for the last thousand characters as for a thousand before."""
     chat, reader = (with_tools if tools else opened)(vocabulary, template), Reader()
     reader.take(chat.feed(beginning(template), 0))
     parsed = []
@@ -201,7 +201,7 @@ def test_a_long_answer_is_not_parsed_again_for_each_token(vocabulary: Model, tem
 
 
 def test_long_arguments_are_read_in_proportion(vocabulary: Model) -> None:
-    """Counted, too: within a call the parser has to begin at the beginning, so it is asked less often."""
+    """Counted, too: within a call the parser must start from the beginning, so it is called less often."""
     template = "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use"
     arguments = json.dumps({"city": "Paris, " * 3000})
     answer = f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
@@ -270,7 +270,7 @@ def test_what_does_not_parse_is_an_error_and_harms_no_other(vocabulary: Model) -
 
 
 def test_threads_share_a_template(vocabulary: Model) -> None:
-    """Rendering and parsing let the GIL go, so that they really run side by side."""
+    """Rendering and parsing release the GIL, so that they really run in parallel."""
     answers = CASES["Qwen-Qwen3-0.6B"] * 20
     with ThreadPoolExecutor(4) as pool:
         said = pool.map(lambda case: read(with_tools(vocabulary, "Qwen-Qwen3-0.6B"), list(case[0])).says(), answers)

@@ -1,4 +1,4 @@
-"""The schemas of tools' parameters: which are refused, which are changed for llama.cpp's converter, and that calls fit them."""
+"""The schemas of tools' parameters: which are refused, which are adapted for llama.cpp, and that calls match them."""
 
 from __future__ import annotations
 

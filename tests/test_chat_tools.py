@@ -1,4 +1,4 @@
-"""Tool calls: asked for, named, parallel, cut off and handed back; and what the bundled model was trained to do of it."""
+"""Tool calls: requested, named, parallel, cut off and returned; and those that the bundled model was trained to make."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from mullama import (
 )
 from mullama._chat import ChatOptions, render_chat
 
-# The bundled model calls tools by itself; the grammar sees to it that the call is valid.
+# The bundled model calls tools by itself; the grammar ensures that the call is valid.
 CALLING = SamplerParams.greedy()
 
 
@@ -63,7 +63,7 @@ def test_a_required_call(ask: Any) -> None:
 
 @pytest.mark.parametrize("template", ["Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct", "Qwen3-Coder"])
 def test_a_required_call_is_the_only_end(context: Context, template: str) -> None:
-    """These allow words before the call; the bundled model, which knows none of them, says many."""
+    """These templates allow text before the call; the bundled model, which does not know them, writes a lot of it."""
     path = TEMPLATES / f"{template}.jinja"
     for seed in range(4):
         config = StreamConfig(max_tokens=120, params=SamplerParams(seed=seed), timeout_ms=0)
@@ -88,7 +88,7 @@ def test_a_tool_that_is_named_like_a_choice(context: Context) -> None:
 
 
 def test_parallel_calls(ask: Any) -> None:
-    """No end token before 90 tokens: what is left to the model then is another call."""
+    """No end token before 90 tokens: then the model can only make another call."""
     deltas, answer = required(ask, 250, parallel_tool_calls=True, min_tokens=90)
     calls = answer.message.tool_calls
     whole = calls if answer.finish_reason == "tool_calls" else calls[:-1]
@@ -150,7 +150,7 @@ def test_an_answer_goes_back_into_the_next_request(context: Context) -> None:
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Context, dict[int, float]]]:
-    """The bundled model with control tokens for marks, as large models have them; and a bias that has it use them."""
+    """The bundled model with control tokens as markers, as in large models; and a bias that makes it use them."""
     fields = gguf.GGUFReader(default_model()).fields
     tokens, types = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
     tokens[1500], tokens[1501] = "<think>", "</think>"
@@ -171,23 +171,21 @@ def test_control_tokens_that_the_parser_reads_are_shown_to_it(marked: tuple[Cont
         "It is summer.",
         THOUGHT.split("\n\n")[1],
     )
-    called = context.chat([USER], 120, CALLING, tools=[WEATHER])  # a mark wakes the grammar
+    called = context.chat([USER], 120, CALLING, tools=[WEATHER])  # a marker triggers the grammar
     assert set(list(bias)[2:]) <= set(called.completion.tokens)
     assert [valid(call) for call in called.message.tool_calls] == [True]
     assert called.finish_reason == "tool_calls"
 
 
 def test_a_call_that_is_only_thought_of_wakes_no_grammar(marked: tuple[Context, dict[int, float]]) -> None:
-    """A model that can say only <think>, <tool_call> and a new line: outside of thoughts the last two begin a call."""
+    """A model that can write only <think>, <tool_call> and a new line: outside thoughts, the last two start a call."""
     context, bias = marked
     think, _, call, _ = bias
     (line,) = context.model.tokenize("a\n", add_special=False)[-1:]
     only = dict.fromkeys((think, call, line), 1e5)
     told, thought = 0, 0
     for seed in range(24):
-        params = SamplerParams(
-            seed=seed, temperature=1e3, top_k=0, top_p=1, logit_bias=only
-        )  # each as likely as the others
+        params = SamplerParams(seed=seed, temperature=1e3, top_k=0, top_p=1, logit_bias=only)  # all equally likely
         tokens = context.chat([USER], 16, params, tools=[WEATHER], template=QWEN3).completion.tokens
         begins = next((i for i in range(8) if tokens[i : i + 2] == (call, line)), None)
         if begins is None:

@@ -1,4 +1,4 @@
-"""Every bound of every field of every configuration, and every type that does not belong there."""
+"""Every limit of every field of every configuration, and every wrong type."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INF, NAN = math.inf, math.nan
 INT_MAX = 2**31 - 1
 LOOK_BACK = 2**20
 
-# (class, field): what is just inside its bounds, what just outside.
+# (class, field): values just inside the limits, and just outside.
 Bounds = dict[tuple[type, str], tuple[list[Any], list[Any]]]
 REAL: Bounds = {
     (SamplerParams, "temperature"): ([0, 0.0, -0.0, 1e-6, 1.5, 1e6], [-0.1, 1e-7, 5e-324, 1.1e6]),
@@ -42,7 +42,7 @@ REAL: Bounds = {
     (SamplerParams, "dry_base"): ([1, 1.75], [0.99, 1.1e6]),
     (SamplerParams, "mirostat_tau"): ([0, 100], [-0.1, 101]),
     (SamplerParams, "mirostat_eta"): ([0, 1], [-0.1, 1.1]),
-    (SamplerParams, "adaptive_target"): ([-1], [-0.5, 1.1]),  # more only beside a chain that ends in it
+    (SamplerParams, "adaptive_target"): ([-1], [-0.5, 1.1]),  # more only with a chain that ends in it
     (SamplerParams, "adaptive_decay"): ([0, 0.99], [-0.1, 1]),
 }
 WHOLE: Bounds = {

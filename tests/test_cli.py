@@ -24,7 +24,7 @@ if sys.version_info < (3, 11):
 
 PROMPT = "Once upon a time"
 COMMAND = [sys.executable, "-m", "mullama"]
-# More than any pipe holds, so this process cannot end before its reader wants it to.
+# More than any pipe holds, so this process cannot end before its reader lets it.
 ENDLESS = ["run", "-n", "-1", "--ctx", "32768", "--ignore-eos", "--seed", "1", PROMPT]
 QUESTION = ["--temperature", "0", "What is the capital of France?"]
 PATIENCE = 60
@@ -50,7 +50,7 @@ def succeeds(*args: str, **options: Any) -> str:
 
 
 def fails(status: int, *args: str, **options: Any) -> str:
-    """The one line that it says, after click's usage lines where the status is 2."""
+    """The one line of its error message, after click's usage lines if the status is 2."""
     done = run(*args, **options)
     assert done.returncode == status, done.stderr
     lines = done.stderr.strip().splitlines()
@@ -78,7 +78,7 @@ def test_streams_a_story(backend: str, mode: list[str]) -> None:
     text = succeeds("run", *mode, "--backend", backend, "-n", "40", "--seed", "7", PROMPT)
     assert len(text.split()) > 5
     assert text.endswith("\n")
-    assert text.startswith(PROMPT) == (not mode)  # an answer tells the whole of it
+    assert text.startswith(PROMPT) == (not mode)  # the answer is the whole text
 
 
 def test_the_same_seed_is_the_same_story_under_both_backends() -> None:
@@ -215,7 +215,7 @@ def test_the_demo() -> None:
 def test_ctrl_c_keeps_what_was_written(backend: str, mode: list[str]) -> None:
     with running(*ENDLESS, *mode, "--backend", backend, "--stats") as process:
         assert process.stdout is not None
-        first = process.stdout.read(10)  # generation is under way
+        first = process.stdout.read(10)  # generation has started
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130

@@ -1,4 +1,4 @@
-"""`mullama run` as a chat, and without one: the template decides, thoughts are kept apart, and an empty answer is told."""
+"""`mullama run` with and without a chat: the template decides, thoughts are kept separate, and an empty answer is reported."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_thoughts_are_dimmed_on_a_terminal(backend: str, tmp_path: pathlib.Path)
 
 
 def at_a_terminal(*args: str) -> str:
-    """What a run shows whose output is a terminal."""
+    """The output of a run in a terminal."""
     leader, follower = pty.openpty()
     try:
         process = subprocess.Popen([*COMMAND, *args], stdin=subprocess.DEVNULL, stdout=follower, stderr=subprocess.PIPE)
@@ -116,7 +116,7 @@ def at_a_terminal(*args: str) -> str:
 
 
 def read_all(leader: int) -> bytes:
-    """What a terminal was written to, until nobody has its other end any more."""
+    """Everything written to a terminal, until its other end is closed."""
     shown = b""
     with contextlib.suppress(OSError):  # EIO
         while data := os.read(leader, 4096):
@@ -125,7 +125,7 @@ def read_all(leader: int) -> bytes:
 
 
 def pieces_at_a_terminal(*pieces: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the output makes of thoughts and text."""
+    """The output for the given thoughts and text."""
     leader, follower = pty.openpty()
 
     async def write(output: _run.Output) -> None:

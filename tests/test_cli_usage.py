@@ -1,4 +1,4 @@
-"""What the `mullama` command refuses, in its own words, and what it makes of failures."""
+"""What the `mullama` command refuses, in its own words, and how it reports failures."""
 
 from __future__ import annotations
 

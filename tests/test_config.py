@@ -1,4 +1,4 @@
-"""What the configurations promise as records: defaults, what must agree, frozen, copied, pickled, merged."""
+"""The configurations as records: defaults, fields that must agree, frozen, copied, pickled, merged."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ buffered_kinds = pytest.mark.parametrize(
 
 @dataclass
 class Subject:
-    """A stream under test. It has nothing to give before `start()`; then it gives `items`, and then it ends."""
+    """A stream under test. It has no items before `start()`; then it yields `items`, and then it ends."""
 
     stream: Any
     items: list[int]
@@ -42,12 +42,12 @@ class Subject:
         return plain(self.stream.receive_nowait())
 
     def lies_ready(self) -> bool:
-        """Whether `receive_nowait()` has an item to give."""
+        """Whether `receive_nowait()` has an item."""
         statistics = self.stream.statistics()
         return statistics.current_buffer_used > 0 or getattr(statistics, "tasks_waiting_send", 0) > 0
 
     def is_full(self) -> bool:
-        """Whether as many items as possible lie ready."""
+        """Whether as many items as possible are ready."""
         statistics = self.stream.statistics()
         return self.lies_ready() and statistics.current_buffer_used == statistics.max_buffer_size
 
@@ -56,7 +56,7 @@ class Subject:
 
 
 def plain(item: Any) -> int:
-    """anyio's own stream carries integers, the others tokens."""
+    """anyio's own stream has integers, the others tokens."""
     return getattr(item, "token_id", item)
 
 
@@ -66,7 +66,7 @@ async def opened(kind: str, model: Model, n_items: int = 6) -> AsyncIterator[Sub
         if kind.startswith("anyio"):
             yield await anyios_own(stack, 0 if "rendezvous" in kind else BUFFER, n_items)
             return
-        # One slot, and an endless stream that nobody reads sits in it: until it is cancelled, the subject waits.
+        # There is one slot, occupied by an endless stream that nobody reads: until it is cancelled, the subject waits.
         context = await stack.enter_async_context(serving(model, n_ctx=512, n_seq_max=1))
         config = StreamConfig(
             max_tokens=n_items, params=SamplerParams.greedy(ignore_eos=True), buffer_size=BUFFER, timeout_ms=0
@@ -105,7 +105,7 @@ async def anyios_own(stack: AsyncExitStack, size: int, n_items: int) -> Subject:
 
 
 def closing_wakes_the_reader(kind: str) -> None:
-    """anyio's stream does so since some version; in those before, its waiting reader is left where it is."""
+    """anyio's stream does so since a certain version; before, its waiting reader kept waiting."""
     if kind != "TokenStream" and "_waiters" not in MemoryObjectReceiveStream.__dataclass_fields__:
         pytest.skip("this anyio does not wake the reader of a stream that is closed")
 

@@ -1,7 +1,7 @@
-"""A long answer costs the same for each token at its end as at its beginning: allocations are counted, nothing is timed.
+"""Each token of a long answer costs the same at its end as at its start: allocations are counted, nothing is timed.
 
-What Python allocates while a token is taken must not grow with the text that came before it: no copy of the text, of the
-tokens or of the log-probabilities. `tracemalloc` sees every allocation of Python, and what is alive at the peak.
+What Python allocates while a token is received must not grow with the text before it: no copy of the text, of the
+tokens or of the log-probabilities. `tracemalloc` traces every allocation of Python, and the peak.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mullama import AsyncContext, Completion, Context, Model, StreamConfig, Toke
 
 N = 4000  # the default model was trained with 4096
 PART = 500
-# A token with its bookkeeping takes some 4,000 bytes at the most, under asyncio. At the end the text has more than 10,000
-# characters, and the ids and log-probabilities take more: a copy of any of them would show, as a growth or at once.
+# A token with its bookkeeping takes at most about 4,000 bytes, under asyncio. At the end the text has more than 10,000
+# characters, and the ids and log-probabilities take more: a copy of any of them would show, as growth or at once.
 MOST = 6_000
 GROWTH = 1_500
 
@@ -33,7 +33,7 @@ def config(**changes: Any) -> StreamConfig:
 
 
 class Meter:
-    """What taking one token allocates: at the most, over the last tokens."""
+    """What receiving one token allocates: the maximum over the last tokens."""
 
     def __init__(self) -> None:
         self.peaks: list[int] = []
@@ -49,10 +49,10 @@ class Meter:
         self.left.append(now - self.before)
 
     def judge(self, tokens: int) -> None:
-        """The last tokens cost what the first ones did, and none of them costs as much as a copy of the text."""
+        """The last tokens cost the same as the first ones, and none as much as a copy of the text."""
         assert len(self.peaks) >= tokens
         first, last = sorted(self.peaks[10:PART]), sorted(self.peaks[-PART:])
-        for share in (0.5, 0.9, 0.98):  # a few are dearer, such as those that make an event loop's table larger
+        for share in (0.5, 0.9, 0.98):  # a few cost more, such as those that grow an event loop's table
             assert last[int(share * len(last))] <= first[int(share * len(first))] + GROWTH, share
             assert last[int(share * len(last))] <= MOST, share
         assert sum(self.left[-PART:]) < 200 * PART, "what is read is not kept"
@@ -61,7 +61,7 @@ class Meter:
 @pytest.fixture(autouse=True)
 def _traced() -> Any:
     gc.collect()
-    gc.disable()  # its own lists would count
+    gc.disable()  # its own lists would be counted
     tracemalloc.start()
     yield
     tracemalloc.stop()
@@ -81,7 +81,7 @@ def check(parts: list[str], completion: Completion) -> None:
 
 
 def test_an_iterator_and_what_it_tells(long: Context) -> None:
-    """Figures about the stream may be asked for with each token."""
+    """Statistics of the stream may be requested with each token."""
     meter, parts = Meter(), []
     with long.generate_stream("Once", config=config(top_logprobs=5)) as stream:
         while True:
@@ -112,7 +112,7 @@ def test_a_callback(long: Context) -> None:
 
 @pytest.mark.parametrize("tools", [[], [WEATHER]], ids=["plain", "tools"])
 def test_a_chat(long: Context, tools: list[Any]) -> None:
-    """Nor does the parser read the answer again for each token: what it reads is counted."""
+    """Nor does the parser read the whole answer for each token: what it reads is counted."""
     meter, parts, parsed = Meter(), [], []
     messages = [{"role": "user", "content": "Tell me a story."}]
     with long.chat_stream(messages, config=config(max_tokens=N - 200), tools=tools, tool_choice="auto") as stream:
@@ -161,7 +161,7 @@ async def test_a_memory_object_stream(model: Model) -> None:
 
 @pytest.mark.anyio
 async def test_without_waiting(actx: AsyncContext) -> None:
-    """The part that never waits takes one record, whatever came before: the same number of blocks each time."""
+    """The part that never waits takes one record, whatever came before, with the same number of blocks each time."""
     async with actx.generate_stream(
         "Once", config=StreamConfig(max_tokens=900, params=ENDLESS, buffer_size=900)
     ) as stream:

@@ -1,4 +1,4 @@
-"""`timeout_ms`, wherever it finds a stream: queued, reading its prompt, generating, held up by its reader or by a delay."""
+"""`timeout_ms` in every state of a stream: queued, reading its prompt, generating, paused by its reader or by a delay."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_while_queued(model: Model) -> None:
 
 
 async def test_in_a_prompt(model: Model) -> None:
-    """The prompt is given up in the middle, by the engine itself: nobody calls it at that moment."""
+    """The engine itself interrupts the prompt; nobody calls it at that moment."""
     async with serving(model, n_ctx=2304, n_seq_max=1, n_ubatch=16) as context:
         for ms in (10, 20, 40, 80, 160, 320, 640):
             before = context.statistics().tokens_in
@@ -90,14 +90,14 @@ async def test_while_decoding(model: Model) -> None:
 
 
 async def test_while_paused(model: Model) -> None:
-    """What lies ready is delivered first, however late."""
+    """Ready tokens are delivered first, however late."""
     async with serving(model, n_ctx=1024, n_seq_max=1) as context:
         for ms in (250, 1000, 4000, 16000):
             stream = context.generate_stream(PROMPT, config(timeout_ms=ms, buffer_size=4))
             await until(lambda stream=stream: stream.statistics().paused or stream.is_finished())
             was_paused = stream.statistics().paused
             await until(stream.is_finished)
-            assert_idle(context.context)  # it does not need its reader for that
+            assert_idle(context.context)  # this does not need the reader
             if was_paused:
                 break
         assert stream.statistics().current_buffer_used == 4
@@ -105,7 +105,7 @@ async def test_while_paused(model: Model) -> None:
 
 
 async def test_while_delayed(model: Model) -> None:
-    """The deadline does not wait for the next token's time."""
+    """The deadline does not wait until the next token is due."""
     async with serving(model, n_ctx=1024, n_seq_max=1) as context:
         for ms in (100, 400, 1600, 6400):
             began = time.monotonic()
@@ -118,7 +118,7 @@ async def test_while_delayed(model: Model) -> None:
 
 
 async def test_a_delay_within_the_deadline(model: Model) -> None:
-    """Tokens come no closer together than asked, and the engine does not forget a stream whose time comes."""
+    """Tokens are at least the delay apart, and the engine does not forget a stream that is due."""
     async with serving(model, n_ctx=1024, n_seq_max=8) as context:
         began = time.monotonic()
         streams = [
@@ -156,7 +156,7 @@ async def test_a_stream_that_has_ended_does_not_expire(model: Model) -> None:
             await until(stream.is_finished)
             if stream.completion().finish_reason == "length":
                 break
-        await anyio.sleep(ms / 1000)  # the deadline has to go by
+        await anyio.sleep(ms / 1000)  # the deadline must pass
         assert len(await stream.collect()) == 5
         with pytest.raises(EndOfStream):
             await stream.receive()
@@ -164,7 +164,7 @@ async def test_a_stream_that_has_ended_does_not_expire(model: Model) -> None:
 
 
 async def test_neighbours_do_not_notice(model: Model) -> None:
-    """Deadlines pass beside them in prompts, between tokens, in pauses and in the queue."""
+    """Deadlines of other streams pass in prompts, between tokens, in pauses and in the queue."""
     # without reuse, because a cached prefix changes the last bits of a probability
     async with serving(model, n_ctx=2304, n_seq_max=4, n_ubatch=64, reuse_prefix=False) as context:
         neighbour = context.generate_stream(PROMPT, config(200, buffer_size=2))
@@ -214,7 +214,7 @@ async def test_through_generate_and_the_two_memory_object_streams(model: Model) 
 
 
 def test_in_threads(model: Model, context: Context) -> None:
-    """The same for those who do not await: tokens first, then the error, and again."""
+    """The same without an event loop: tokens first, then the error, and again."""
     for ms in (250, 1000, 4000, 16000):
         stream = context.generate_stream(PROMPT, config(timeout_ms=ms, buffer_size=4))
         tokens = []

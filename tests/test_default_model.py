@@ -1,4 +1,4 @@
-"""Tests of the bundled default model: its corpus, its file, and what it writes."""
+"""The bundled default model: its corpus, its file, and what it writes."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_vocabulary(reader: gguf.GGUFReader) -> None:
         at = value(reader, f"tokenizer.ggml.{key}_token_id")
         assert (pieces[at], types[at]) == (name, gguf.TokenType.CONTROL)
     assert types[pieces.index("<|im_start|>")] == gguf.TokenType.CONTROL
-    # Accents and emoji have no piece of their own, so that they are split over byte tokens.
+    # Accented letters and emoji have no pieces of their own, so they are split into byte tokens.
     assert all(p.replace("\u2581", " ").isascii() for p in pieces)
 
 

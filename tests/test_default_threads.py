@@ -1,4 +1,4 @@
-"""How many threads compute where none are named: no more than the process has CPUs, in contexts and for embeddings alike.
+"""The default number of compute threads: at most the number of CPUs of the process, in contexts and for embeddings.
 
 The quotas of control groups are in tests/native/default_threads.cpp.
 """

@@ -1,6 +1,6 @@
-"""The documentation is held to its word: its links lead somewhere, its reference is the whole interface, as it is.
+"""The documentation is correct: its links work, and its reference matches the whole public interface.
 
-That its examples run is in test_docs_examples.py.
+Its examples are run by test_docs_examples.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
-    """Each fenced block of a language, after the number of lines before its own first."""
+    """Each fenced block of a language, with the number of lines before it."""
     text = page.read_text("utf-8")
     return [
         (text.count("\n", 0, match.start()) + 1, match[2])
@@ -110,7 +110,7 @@ def test_files_that_the_explanation_names_exist() -> None:
             assert (ROOT / name).is_file(), f"{name_of(page)}: {name}"
 
 
-# -- the reference: all there is, and as it is
+# -- the reference: complete and correct
 
 
 def stubs() -> Iterator[ast.stmt]:
@@ -124,7 +124,7 @@ def stub_classes() -> dict[str, ast.ClassDef]:
 
 
 def section(heading: str) -> str:
-    """What the reference says below a heading, up to the next one of its level or a higher one."""
+    """The text of the reference below a heading, up to the next heading of its level or higher."""
     for page in REFERENCE:
         text = page.read_text("utf-8")
         if match := re.search(rf"^(#+) `{re.escape(heading)}`$", text, re.MULTILINE):
@@ -135,7 +135,7 @@ def section(heading: str) -> str:
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """The rows of its tables, by the code in the first cell."""
+    """The rows of the tables, by the code in the first cell."""
     found = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -161,7 +161,7 @@ def test_every_name_has_its_place(name: str) -> None:
 
 
 def written_signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[str, Any, Any]]:
-    """Name, kind and default of each parameter, `...` standing for one that was left out."""
+    """Name, kind and default of each parameter; `...` stands for an omitted argument."""
     kinds = inspect.Parameter
     args = node.args
     positional = [*args.posonlyargs, *args.args]
@@ -187,7 +187,7 @@ def real_signature(function: Any) -> list[tuple[str, Any, Any]]:
 
 
 def public(thing: type) -> set[str]:
-    """What a class of ours offers: names that it or a class of ours above it defines."""
+    """The public names that a class, or a base class of ours, defines."""
     ours = [cls for cls in thing.__mro__ if cls.__module__.startswith("mullama")]
     return {name for cls in ours for name in vars(cls) if not name.startswith("_")}
 

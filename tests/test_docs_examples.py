@@ -1,8 +1,8 @@
-"""The examples of the documentation run, with the bundled model, and those of the guides on real weights too.
+"""The examples of the documentation run with the bundled model, and those of the guides also with real weights.
 
 All Python blocks of a page run from top to bottom in one fresh interpreter, in a folder where ``model.gguf`` is the model,
-with warnings as errors. A block that awaits outside of a function runs inside an event loop; it and every plain
-``anyio.run`` use the backend of the test, so each page is tried under asyncio and under trio. Real weights are slower: there
+with warnings as errors. A block that awaits outside a function runs inside an event loop; it and every plain
+``anyio.run`` use the backend of the test, so each page is tested under asyncio and under trio. Real weights are slower: there
 a page runs under one of the two, and what it generates is shortened to `ENOUGH` tokens, unless its length matters.
 """
 
@@ -27,16 +27,16 @@ from test_docs import PAGES, blocks, name_of
 import mullama
 
 GUIDES = [page for page in PAGES if page.parent.name == "guides"]
-TIME_LIMIT = 110  # seconds for a page; they take a few where the machine is idle
-ENOUGH = 30  # tokens at a time of real weights
+TIME_LIMIT = 110  # seconds per page; on an idle machine a page takes a few
+ENOUGH = 30  # tokens per generation with real weights
 
 both = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 class Shorter(ast.NodeTransformer):
-    """Lowers what an example gives for `max_tokens`, by that name or as the second argument of a call that generates.
+    """Lower an example's `max_tokens`, given by name or as the second argument of a call that generates.
 
-    Calls with a grammar or a schema, whose text has to be whole, and with a minimal length are left as they are.
+    Calls with a grammar or a schema, whose text must be complete, or with a minimum length are not changed.
     """
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -53,12 +53,12 @@ class Shorter(ast.NodeTransformer):
 
 
 def run_page(page: Path, backend: str, shorter: bool) -> None:
-    """What the subprocess of `run_python` does."""
+    """The body of the subprocess of `run_python`."""
     anyio.run = functools.partial(anyio.run, backend=backend)  # type: ignore[assignment]
     names: dict[str, Any] = {"__name__": "__main__"}
     for line, source in blocks(page, "python"):
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        # So many empty lines before it that a traceback names the line of the page.
+        # Preceded by empty lines, so that a traceback shows the line number of the page.
         tree = ast.parse("\n" * line + source, str(page))
         code = compile(Shorter().visit(tree) if shorter else tree, str(page), "exec", flags=flags, dont_inherit=True)
         if code.co_flags & inspect.CO_COROUTINE:
@@ -72,7 +72,7 @@ async def _await(code: CodeType, names: dict[str, Any]) -> None:
 
 
 def make_adapter(file: Path, model: mullama.Model) -> None:
-    """A LoRA adapter for a model, of random numbers."""
+    """A random LoRA adapter for a model."""
     numbers = np.random.default_rng(0)
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_type("adapter")
@@ -99,7 +99,7 @@ def run_python(folder: Path, *args: str, model: Path | None = None) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "error", *args],
         cwd=folder,
-        env={**os.environ, "OMP_WAIT_POLICY": "passive"},  # several times as fast where other tests run beside it
+        env={**os.environ, "OMP_WAIT_POLICY": "passive"},  # several times faster while other tests run
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=TIME_LIMIT,

@@ -1,4 +1,4 @@
-"""What every error type promises: its code, its relatives, its words, and that it survives a pickle."""
+"""What every error type guarantees: its code, its base classes, its message, and that it can be pickled."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ RELATIVES: dict[type[MullamaError], tuple[type[BaseException], ...]] = {
 }
 
 every_class = pytest.mark.parametrize("cls", CODES, ids=lambda cls: cls.__name__)
-# Three ways to another object that must say the same; pickle in each protocol that carries exceptions.
+# Three ways to copy an error, which must keep its message; pickle with each protocol that supports exceptions.
 COPIES = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,

@@ -1,7 +1,7 @@
-"""The examples run: those of `examples/`, and every Python program that users were given, as it is written.
+"""The examples run: those of `examples/`, and every Python program of the documents that mullama follows, as written.
 
-Each runs in a fresh interpreter, in a folder where ``model.gguf`` is the bundled model, with warnings as errors, and has to
-show its point. Servers get a free port of this machine and real clients, and must end in order when they are interrupted.
+Each runs in a fresh interpreter, in a folder where ``model.gguf`` is the bundled model, with warnings as errors, and must
+show its point. Servers get a free port of this machine and real clients, and must shut down cleanly when they are interrupted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RUN = str(SPEC / "run.py")
 STORY = "Once upon a time"
 
 
-# What shows the point of each example, in every run with the bundled model.
+# The output that shows the point of each example, in every run with the bundled model.
 SHOWN = {
     "callbacks": [
         r"40 tokens, cancelled",
@@ -130,7 +130,7 @@ def test_tokens_per_second_are_measured(tmp_path: Path) -> None:
 
 
 def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Ctrl-C. Before 3.11, asyncio lets it come up wherever the loop just is; in a destructor it is lost, and pressed again."""
+    """Ctrl-C. Before 3.11, asyncio raises it wherever the loop happens to be; in a destructor it is lost, so press it again."""
     while True:
         process.send_signal(signal.SIGINT)
         try:
@@ -142,7 +142,7 @@ def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 @contextmanager
 def server(folder: Path, way: str, *programs: str) -> Iterator[tuple[str, list[str]]]:
-    """A program that serves, for the time of the block: its address, and afterwards the lines that it printed."""
+    """A server that runs during the block: its address, and afterwards the lines that it printed."""
     (folder / "model.gguf").symlink_to(mullama.default_model())
     printed: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:  # connections wait here until the program takes them
@@ -171,7 +171,7 @@ def server(folder: Path, way: str, *programs: str) -> Iterator[tuple[str, list[s
 
 @contextmanager
 def websocket_server(folder: Path, way: str, *programs: str) -> Iterator[tuple[ClientConnection, list[str]]]:
-    """The same with a client that is connected."""
+    """The same with a connected client."""
     with (
         server(folder, way, *programs) as (address, printed),
         connect(f"ws://{address}", open_timeout=TIME_LIMIT / 2) as client,
@@ -245,7 +245,7 @@ def test_tutorial_cancellation(tmp_path: Path) -> None:
     with server(tmp_path, "cancellation", "tutorial_sse", "tutorial_cancellation") as (address, printed):
         body = {"prompt": STORY, "max_tokens": 20}
         with httpx.stream("POST", f"http://{address}/stream", json=body, timeout=TIME_LIMIT / 2) as response:
-            next(response.iter_lines())  # and away
+            next(response.iter_lines())  # and disconnect
         with httpx.stream("POST", f"http://{address}/stream", json=body, timeout=TIME_LIMIT / 2) as response:
             events = numbered(response)
     assert 10 < len(events) <= 20

@@ -1,4 +1,4 @@
-"""The chat among the examples, at a terminal: questions are typed, Ctrl-C and Ctrl-D are pressed, and the screen is read."""
+"""The example chat in a terminal: questions are typed, Ctrl-C and Ctrl-D are pressed, and the screen is read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ both = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 class Terminal:
-    """A terminal with a program in it."""
+    """A terminal that runs a program."""
 
     def __init__(self, leader: int, process: subprocess.Popen[bytes]) -> None:
         self._leader = leader
@@ -42,7 +42,7 @@ class Terminal:
         os.write(self._leader, keys.encode())
 
     def until(self, pattern: str) -> str:
-        """The screen's text up to what is waited for."""
+        """The screen's text, up to the expected text."""
         deadline = time.monotonic() + PATIENCE
         while not (found := re.search(pattern, self._unread)):
             ready, _, _ = select.select([self._leader], [], [], max(0, deadline - time.monotonic()))
@@ -55,7 +55,7 @@ class Terminal:
 
     def ends(self) -> int:
         """Its exit status."""
-        while self._read():  # or it would wait for somebody to read what it writes
+        while self._read():  # or it would block until someone reads its output
             pass
         return self._process.wait(PATIENCE)
 
@@ -68,7 +68,7 @@ class Terminal:
 
 @contextmanager
 def terminal(*args: str) -> Iterator[Terminal]:
-    """The chat in a terminal of its own, which sends SIGINT for Ctrl-C."""
+    """The chat in its own terminal, which sends SIGINT for Ctrl-C."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-W", "error", CHAT, *args],

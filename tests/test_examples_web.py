@@ -1,4 +1,4 @@
-"""The servers among the examples: what they refuse and with which status, frames of both kinds, clients that go away.
+"""The example servers: what they refuse and with which status, text and binary frames, clients that disconnect.
 
 Each has a real server and real clients on loopback; the application without a framework is also called as a server would
 call it, under asyncio, uvloop and trio.
@@ -40,7 +40,7 @@ def load_example(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where FastAPI looks its annotations up
+    sys.modules[name] = module  # where FastAPI looks up annotations
     spec.loader.exec_module(module)
     return module
 
@@ -50,7 +50,7 @@ def load_example(name: str) -> Any:
 
 @contextmanager
 def uvicorn(name: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`uvicorn NAME:app` for the time of the block: its address, and its process."""
+    """`uvicorn NAME:app` during the block: its address, and its process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:  # connections wait here until it takes them
         process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "--app-dir", EXAMPLES, "--fd", str(listener.fileno()), f"{name}:app"],
@@ -220,7 +220,7 @@ GONE = {"type": "http.disconnect"}
 
 
 class Client:
-    """The two channels of an ASGI connection, seen from the other end."""
+    """The two channels of an ASGI connection, from the server's side."""
 
     def __init__(self, *messages: dict[str, Any]) -> None:
         self.to_app, self._app_reads = anyio.create_memory_object_stream[dict[str, Any]](10)
@@ -241,7 +241,7 @@ class Client:
 
 @asynccontextmanager
 async def calling(web: Any, scope: dict[str, Any], *messages: dict[str, Any]) -> AsyncIterator[Client]:
-    """The application, called with a connection; it must have returned at the end of the block."""
+    """The application, called with a connection; it must have returned by the end of the block."""
     client = Client(*messages)
     try:
         with anyio.fail_after(TIME_LIMIT / 2):

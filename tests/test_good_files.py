@@ -1,4 +1,4 @@
-"""Model files that are unusual and right: the check before the load lets them pass, at little cost; and their bad twins."""
+"""Model files that are unusual but valid: the check before loading accepts them, at little cost; and invalid variants."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rewritten(path: Path, changes: dict[str, Any], **writer: Any) -> Path:
             new.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
     for name, value in changes.items():
         if name == "general.alignment" and value == 64:
-            new.add_custom_alignment(value)  # and lays the tensors out by it
+            new.add_custom_alignment(value)  # and aligns the tensors accordingly
         elif isinstance(value, list):
             new.add_array(name, value)
         elif isinstance(value, str):
@@ -52,7 +52,7 @@ def finish(writer: gguf.GGUFWriter) -> None:
 
 
 def gpt2(path: Path, vocabulary: bool = True) -> Path:
-    """A tiny GPT-2 of random weights: another architecture, with a table of 64 positions."""
+    """A tiny GPT-2 with random weights: another architecture, with a table of 64 positions."""
     source, rng, n, width = gguf.GGUFReader(default_model()).fields, np.random.default_rng(1), 64, 32
     new = gguf.GGUFWriter(path, "gpt2")
     new.add_context_length(n)
@@ -180,7 +180,7 @@ def test_no_more_positions_than_the_model_has(tmp_path: Path) -> None:
     with Context(model, n_ctx=64, n_threads=1) as context:
         completion = context.generate("Once", None, GREEDY)
     assert completion.finish_reason == "length"
-    assert completion.usage.prompt_tokens + len(completion.tokens) == 65  # the last one needs no room
+    assert completion.usage.prompt_tokens + len(completion.tokens) == 65  # the last one needs no cell
 
 
 def test_a_model_without_vocabulary(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_part_that_is_wrong(tmp_path: Path, harm: Callable[[Path], object], sa
 
 
 def test_the_check_is_a_small_part_of_loading(tmp_path: Path) -> None:
-    """For a vocabulary of 128,000 tokens: a file that passes it, and that llama.cpp refuses at its first key, is quick."""
+    """Measured with a file of 128,000 tokens that passes the check, and that llama.cpp refuses at its first key."""
     path = VOCABULARIES / "ggml-vocab-llama-bpe.gguf"
     if not path.is_file():
         pytest.skip("this llama.cpp came without it")

@@ -1,4 +1,4 @@
-"""Nothing is left behind: no thread, descriptor, slot or memory by streams; no stream by a context, and no context either."""
+"""Nothing leaks: no threads, descriptors, slots or memory of streams; no streams of a context, and no contexts."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ print(json.dumps([before, after]))
 @linux
 @pytest.mark.parametrize("backend", ["asyncio", "trio", "threads"])
 def test_a_thousand_streams(backend: str) -> None:
-    """Half of them cancelled: queued, in the prompt, between tokens, closed, dropped. A process of its own measures it."""
+    """Half of them cancelled: queued, in the prompt, between tokens, closed, dropped. Measured in a separate process."""
     done = subprocess.run([sys.executable, "-c", THOUSAND, backend], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     before, after = json.loads(done.stdout)
@@ -147,7 +147,7 @@ def test_a_thousand_streams(backend: str) -> None:
 
 @linux
 def test_contexts_and_event_loops(model: Model) -> None:
-    """Made and closed, made and dropped; and a loop leaves its notifier behind no longer than it lives."""
+    """Created and closed, created and dropped; and a loop's notifier lives no longer than the loop."""
 
     async def read() -> None:
         async with (
@@ -199,7 +199,7 @@ def open_streams(context: Context, start: Callable[..., Any]) -> dict[str, BaseS
 
 @pytest.fixture
 def unlucky(model: Model) -> Context:
-    """A context that is closed, dropped or left open by the test."""
+    """A context that the test closes, drops or leaves open."""
     return Context(model, n_ctx=2304, n_seq_max=4, n_threads=2, n_ubatch=16)
 
 
@@ -231,7 +231,7 @@ def test_closing_a_context_ends_its_streams(unlucky: Context) -> None:
 
 @pytest.mark.anyio
 async def test_closing_an_asynchronous_context_ends_its_streams(unlucky: Context) -> None:
-    """Those that are being read as well as those that are not."""
+    """Both those that are being read and those that are not."""
     context = AsyncContext(unlucky)
     streams = open_streams(unlucky, context.generate_stream)
     ends: dict[str, BaseException] = {}
@@ -299,7 +299,7 @@ def test_closing_while_threads_read(unlucky: Context) -> None:
 
 
 def test_a_context_that_is_dropped(model: Model) -> None:
-    """Its streams keep it; when they are gone as well, so is its thread."""
+    """Its streams keep it alive; when they are gone too, so is its thread."""
     before = engines()
     context = Context(model, n_ctx=512, n_seq_max=1, n_threads=1)
     gone = weakref.ref(context._shared.engine)
@@ -319,7 +319,7 @@ def test_a_context_that_is_dropped(model: Model) -> None:
 
 
 def test_a_model_that_is_dropped() -> None:
-    """A context keeps its model, and both are gone with the last stream."""
+    """A context keeps its model alive, and both are gone with the last stream."""
     model = Model.load()
     gone = weakref.ref(model)
     context = Context(model, n_ctx=512, n_seq_max=1, n_threads=1)

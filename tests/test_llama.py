@@ -218,7 +218,7 @@ def test_streaming_to_a_file_and_a_write_error(llama: Llama) -> None:
     completion = llama.create_completion_stream("Write one short sentence.", asked, write)
     assert stdout.getvalue() == completion.text
     stdout.close()
-    with pytest.raises(ValueError, match="closed file"):  # needs no capturing in Python: it comes out by itself
+    with pytest.raises(ValueError, match="closed file"):  # needs no capturing in Python: it propagates by itself
         llama.create_completion_stream("Write one short sentence.", asked, write)
 
 
@@ -256,7 +256,7 @@ def test_stopping_early_leaves_what_was_generated(llama: Llama) -> None:
 
 @pytest.fixture(scope="module")
 def filler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
-    """The bundled model with marks for filling in; it was not trained to."""
+    """The bundled model with infilling tokens; it was not trained for infilling."""
     marks = {f"tokenizer.ggml.fim_{name}_token_id": 1500 + i for i, name in enumerate(("pre", "suf", "mid"))}
     path = rewritten(tmp_path_factory.mktemp("fim") / "fim.gguf", marks)
     with Llama.load(path, n_ctx=256, n_threads=2) as llama:
@@ -292,7 +292,7 @@ def test_suffix_of_vocabularies(llama: Llama) -> None:
     with pytest.raises(TokenizationError, match="no marks for prefix, suffix and middle"):
         llama.create_completion(PROMPT, options(suffix="The end."))
     for name, shape in {
-        "starcoder": b"<fim_prefix>%b<fim_suffix>%b<fim_middle>",  # tells its texts apart without a BOS token
+        "starcoder": b"<fim_prefix>%b<fim_suffix>%b<fim_middle>",  # separates its texts without a BOS token
         "deepseek-coder": "<｜begin▁of▁sentence｜><｜fim▁begin｜>%b<｜fim▁hole｜>%b<｜fim▁end｜>".encode(),
     }.items():
         coder = Model.load(VOCABULARIES / f"ggml-vocab-{name}.gguf", vocab_only=True)

@@ -1,4 +1,4 @@
-"""What `Llama` refuses: options and parameters when they are made, and calls before they do anything."""
+"""What `Llama` refuses: options and parameters when they are created, and calls before they do anything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def llama() -> Iterator[Llama]:
         assert_idle(llama.context)
 
 
-# ------------------------------------------------------------------------------ options are checked when they are made
+# ------------------------------------------------------------------------------ options are checked when they are created
 
 
 @pytest.mark.parametrize(

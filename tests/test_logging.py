@@ -1,4 +1,4 @@
-"""llama.cpp's own lines: they arrive in Python's logging with their levels, are silent unless asked for, never pile up."""
+"""llama.cpp's log messages: they go to Python's logging with their levels, are silent by default, and never pile up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def broken(folder: Path, old: bytes, new: bytes, name: str = "broken.gguf") -> P
 
 @pytest.fixture
 def unknown(tmp_path: Path) -> Path:
-    """What only llama.cpp itself refuses: a tokeniser that it does not know."""
+    """A file that only llama.cpp itself refuses: its tokeniser is unknown."""
     kind = b"tokenizer.ggml.model\x08\0\0\0\x05\0\0\0\0\0\0\0"
     return broken(tmp_path, kind + b"llama", kind + b"lambo")
 
@@ -138,7 +138,7 @@ with mullama.Context(mullama.Model.load(), n_ctx=512, n_seq_max=2, n_threads=1) 
 
 
 def test_what_grammars_and_schemas_lack_is_said_in_errors_alone() -> None:
-    """llama.cpp's parser and converter would print it."""
+    """Otherwise llama.cpp's parser and converter print it."""
     done = subprocess.run([sys.executable, "-c", STRUCTURE], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -153,10 +153,10 @@ def test_a_handler_of_the_root_logger_gets_them() -> None:
 
 
 def test_what_no_one_fetches_is_bounded() -> None:
-    """Lines that no Python code comes by to fetch take no more memory than a thousand of them do."""
+    """Messages that no Python code fetches take no more memory than a thousand of them."""
 
     def load() -> None:
-        # Not through Model.load, which fetches.
+        # Not through Model.load, which fetches messages.
         _core.Model(
             str(default_model()).encode(),
             n_gpu_layers=0,

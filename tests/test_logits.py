@@ -1,4 +1,4 @@
-"""Logits for those who sample by themselves: `decode`, `logits` and `reset`, the same however the work is cut."""
+"""Logits for programs that do their own sampling: `decode`, `logits` and `reset`, the same however the work is split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mullama import (
 
 TEXT = "Once upon a time there was a little dog who lived in a house by the sea"
 GREEDY = SamplerParams.greedy(ignore_eos=True)
-CLOSE = {"atol": 0.15, "rtol": 0.02}  # another order of sums, and cells of 16 bits
+CLOSE = {"atol": 0.15, "rtol": 0.02}  # another order of additions, and 16-bit cells
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_they_are_what_tokens_are_chosen_by(context: Context, tokens: list[int])
 
 
 def test_sampling_by_oneself(context: Context, tokens: list[int]) -> None:
-    """A loop around decode() chooses what the engine chooses, as long as that is not close."""
+    """A loop around decode() chooses the same tokens as the engine, unless two are close."""
     config = StreamConfig(max_tokens=30, params=SamplerParams.greedy(), top_logprobs=2)
     completion = context.generate(tokens, config=config)
     logits = context.decode(tokens)
@@ -84,7 +84,7 @@ def test_text_is_appended(context: Context, tokens: list[int], expected: np.ndar
 
 
 def test_they_are_the_callers_own(context: Context, tokens: list[int]) -> None:
-    """To change: what a sampler does."""
+    """They can be changed, as a sampler does."""
     for array in (context.decode(tokens), context.logits(), context.decode(tokens, all_logits=True)):
         kept = context.logits()
         array -= 1000
@@ -92,7 +92,7 @@ def test_they_are_the_callers_own(context: Context, tokens: list[int]) -> None:
 
 
 def test_nothing_is_computed_twice(context: Context, tokens: list[int]) -> None:
-    """Not what was given before, nor for all logits what comes before them."""
+    """Neither the tokens of earlier calls nor, with all_logits, those before the new ones are computed again."""
     more = [*range(300, 340)]
     context.decode(more)
     for all_logits in (False, True):
@@ -102,7 +102,7 @@ def test_nothing_is_computed_twice(context: Context, tokens: list[int]) -> None:
             assert context.statistics().tokens_in - before == n
     context.clear_cache()
     before = context.statistics().tokens_in
-    context.decode([300], all_logits=True)  # and where it was forgotten, it is computed again
+    context.decode([300], all_logits=True)  # and if it was evicted, it is computed again
     assert context.statistics().tokens_in - before == 40 + 2 * 8 + 1
 
 
@@ -124,7 +124,7 @@ def test_in_batches_of_any_size(
 
 @pytest.mark.parametrize("all_logits", [False, True])
 def test_beside_others(all_logits: bool, model: Model, tokens: list[int], expected: np.ndarray) -> None:
-    """Streams that decode, and prompts that are cancelled in the middle of a batch, which takes the batch with them."""
+    """Streams that decode, and prompts that are cancelled within a batch, which cancels the whole batch."""
     with Context(model, n_ctx=1024, n_seq_max=4, n_batch=256, n_ubatch=16, n_threads=1) as context:
         stop = threading.Event()
         errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Log-probabilities: the model's own, of every token, whatever the sampling does; against numpy over its logits."""
+"""Log-probabilities: those of the model, for every token, whatever the sampling; compared with numpy over its logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIGHT = {"rtol": 0, "atol": 2e-5}
 
 @pytest.fixture(scope="module")
 def ctx(model: Model) -> Iterator[Context]:
-    """One sequence is computed at a time, from a cleared cache: the same logits for the same tokens, to the last bit."""
+    """One sequence is computed at a time, from an empty cache: exactly the same logits for the same tokens."""
     with Context(model, n_ctx=1024, n_seq_max=1, n_threads=1) as context:
         yield context
 
@@ -92,7 +92,7 @@ def test_they_are_the_models_own(ctx: Context, name: str) -> None:
 
 
 def test_far_from_certain_and_far_from_likely(ctx: Context) -> None:
-    """The tolerance holds at both ends: near 0, and many powers of ten below."""
+    """The tolerance holds at both ends: near 0, and many orders of magnitude below."""
     records, completion = told(ctx, SAMPLING["hot"], 100)
     expected = log_softmax(ctx, completion.tokens)[np.arange(100), completion.tokens]
     assert expected.min() < -10
@@ -142,12 +142,12 @@ def test_the_end_token_has_one(ctx: Context) -> None:
     assert len(records) == 5
     expected = log_softmax(ctx, completion.tokens)
     np.testing.assert_allclose(completion.logprobs, expected[np.arange(5), completion.tokens], **TIGHT)
-    for record, row in zip(records, expected, strict=True):  # also where it was forbidden
+    for record, row in zip(records, expected, strict=True):  # even if it was forbidden
         np.testing.assert_allclose([one.logprob for one in record.top_logprobs], np.sort(row)[::-1][:3], **TIGHT)
 
 
 def test_an_end_token_that_is_forbidden_keeps_its_own(ctx: Context) -> None:
-    """Found at the place where the model would end the text: there its candidates are not what may be chosen."""
+    """At the position where the model would end the text: its candidates are not the tokens that may be chosen."""
     ended, completion = told(ctx, SamplerParams.greedy(), 1000, top_logprobs=1)
     if completion.finish_reason != "stop":
         pytest.skip("this model does not end this text")
@@ -162,7 +162,7 @@ def test_an_end_token_that_is_forbidden_keeps_its_own(ctx: Context) -> None:
 
 @pytest.mark.parametrize("text", ["日本", "😀😀", "a😀b"])
 def test_bytes_that_are_held_back_have_one_each(ctx: Context, text: str) -> None:
-    """The text comes with the byte that completes a character; the log-probability with each byte."""
+    """The text comes with the byte that completes a character, a log-probability with each byte."""
     n = len(text.encode())
     records, completion = told(ctx, SamplerParams(grammar=f'root ::= "{text}"', seed=1), n + 1, top_logprobs=5)
     assert completion.text == text
@@ -231,7 +231,7 @@ async def test_awaited(model: Model, ctx: Context) -> None:
 
 
 def test_many_at_once(model: Model) -> None:
-    """In a batch with others each has its own, and a different number of them."""
+    """In a batch with others, each has its own, and a different number of them."""
     with Context(model, n_ctx=512, n_seq_max=5, n_threads=2) as context:
         prompts = ["Once upon a time", "What is the capital of France?", "The dog", "2 + 2 =", "Hello"]
         streams = [
@@ -249,5 +249,5 @@ def test_many_at_once(model: Model) -> None:
             found = expected[np.arange(16), completion.tokens]
             np.testing.assert_allclose(
                 completion.logprobs, found, rtol=0, atol=0.03
-            )  # rounding in a batch of another size
+            )  # rounding differs in a batch of another size
             assert {len(top) for top in completion.top_logprobs} == ({n} if n else set())

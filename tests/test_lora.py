@@ -1,4 +1,4 @@
-"""LoRA adapters: what they change, what they leave alone, how streams of different ones share the engine, and bad files."""
+"""LoRA adapters: what they change and what not, how streams with different adapters share the engine, and bad files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_adapters_change(context: Context, large: Lora, other: Lora, zeros:
         tokens(large, (other, 0.5)),
     }
     assert len(different) == 7
-    assert tokens(other, large) == tokens(large, other)  # a set has no order
+    assert tokens(other, large) == tokens(large, other)  # the order does not matter
     assert tokens(large, zeros) == tokens((large, 1.0)) == tokens(large)
     assert tokens() == plain
 
@@ -118,7 +118,7 @@ def test_prefixes_are_not_shared_between_sets(context: Context, large: Lora, oth
     n = len(context.model.tokenize(PROMPT)) - 1
     assert [cached(), cached(large), cached(other), cached((large, 0.5)), cached(large, other)] == [0] * 5
     assert [cached(), cached(large), cached(other), cached((large, 0.5)), cached(other, large)] == [n] * 5
-    assert cached((large, 0.0)) == n  # it is none
+    assert cached((large, 0.0)) == n  # it has no effect
 
 
 @pytest.mark.anyio
@@ -143,7 +143,7 @@ def test_a_saved_state_leaves_them_out(model: Model, large: Lora, tmp_path: Path
 
 
 def decisive(context: Context, prompt: str, lora: Any, n: int) -> tuple[int, ...]:
-    """The tokens of a greedy generation, up to the first that the company in a batch could change by another order of sums."""
+    """The tokens of a greedy generation, up to the first that other streams in the batch could change through rounding."""
     completion = context.generate(prompt, config(lora, n, top_logprobs=2))
     close = [i for i, (first, second) in enumerate(completion.top_logprobs) if first.logprob - second.logprob < 0.15]
     return completion.tokens[: close[0]] if close else completion.tokens
@@ -151,7 +151,7 @@ def decisive(context: Context, prompt: str, lora: Any, n: int) -> tuple[int, ...
 
 @pytest.mark.anyio
 async def test_streams_of_different_sets_side_by_side(actx: AsyncContext, large: Lora, other: Lora) -> None:
-    """Each gives what it gives alone."""
+    """Each yields what it yields alone."""
     sets: list[Any] = [(), large, other, (large, 0.5), [large, other], (), large, other, ()]
     prompts = ["Once upon a time", "The cat", PROMPT]
     jobs = [(prompt, lora) for lora in sets for prompt in prompts]
@@ -171,7 +171,7 @@ async def test_streams_of_different_sets_side_by_side(actx: AsyncContext, large:
 
 
 def test_no_set_starves(model: Model, large: Lora, other: Lora) -> None:
-    """While many streams of one set generate without end, those of others come to theirs; and no one outruns the rest."""
+    """While many streams of one set generate without end, those of others finish; and none gets ahead of the rest."""
     with Context(model, n_ctx=2048, n_seq_max=8, n_threads=1) as context:
         endless = [context.generate_stream("One", config((), None, ENDLESS, buffer_size=4096)) for _ in range(5)]
         for stream in endless:
@@ -187,9 +187,9 @@ def test_no_set_starves(model: Model, large: Lora, other: Lora) -> None:
 
 
 def test_prompts_of_one_set_while_another_decodes(model: Model, large: Lora) -> None:
-    """Long prompts are read in small pieces meanwhile: the other set's tokens go on between them."""
+    """Long prompts are processed in small chunks: the other set's tokens are generated in between."""
     with Context(model, n_ctx=2048, n_seq_max=4, n_threads=1) as context:
-        context.generate("One", config((), 20))  # it has measured what a step costs
+        context.generate("One", config((), 20))  # so that it has measured the cost of a step
         context.generate(list(range(300, 500)), config((), 1))
         with context.generate_stream("One", config((), None, ENDLESS, buffer_size=4096)) as endless:
             next(endless)
@@ -268,7 +268,7 @@ def test_model_and_context_that_are_dropped_first(tmp_path: Path) -> None:
     del own, again
     gc.collect()
     assert repr(lora) == f"<mullama.Lora {os.fspath(tmp_path / 'a.gguf')!r}>"
-    with Context(lora.model, n_ctx=256, n_threads=1) as another:  # it holds its model
+    with Context(lora.model, n_ctx=256, n_threads=1) as another:  # it keeps its model alive
         assert another.generate(PROMPT, config(lora)).tokens == tokens
     del another, lora
     gc.collect()
@@ -326,7 +326,7 @@ async def test_loading_off_the_loop(model: Model, tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_loading_is_cancelled(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It finishes what it began, and nothing of it is left; the same call works again."""
+    """It finishes loading and frees everything; the same call works again."""
     path = adapter(tmp_path / "a.gguf", size=LARGE)
     loaded: list[weakref.ref[Lora]] = []
     began, go_on = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""Files that are no LoRA adapter for the model: each is a ModelLoadError, and none ends the process, then or later."""
+"""Files that are not a LoRA adapter for the model: each raises ModelLoadError, and none aborts the process, then or later."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tensors(change: Callable[[str, np.ndarray], np.ndarray | None]) -> dict[str, np.ndarray]:
-    """Those of an adapter of one matrix, changed; None leaves one out."""
+    """The tensors of an adapter of one matrix, changed; None removes one."""
     name = "blk.0.attn_q.weight"
     columns, rows = shapes()[name]
     right = {f"{name}.lora_a": np.ones((4, columns)), f"{name}.lora_b": np.ones((rows, 4))}
@@ -84,7 +84,7 @@ def test_a_wrong_file(name: str, model: Model, context: Context, tmp_path: Path)
 
 
 def test_of_the_embedding_that_is_the_output_too(model: Model, tmp_path: Path) -> None:
-    """llama.cpp would take it, and end the process in the middle of a batch."""
+    """llama.cpp would accept it, and abort the process in the middle of a batch."""
     if "output.weight" in shapes():
         pytest.skip("the bundled model has a matrix for each")
     columns, rows = shapes()["token_embd.weight"]
@@ -145,7 +145,7 @@ with Context(model, n_ctx=256, n_threads=1) as context:
 
 
 def test_bits_that_flipped(right: Path, tmp_path: Path) -> None:
-    """In what describes the tensors: an error or an adapter like any other, and never a signal."""
+    """Corruption of the tensor descriptions gives an error or a working adapter, never a signal."""
     arguments = [sys.executable, "-c", FLIP, right, "400", tmp_path / "flipped.gguf"]
     run = subprocess.run(arguments, capture_output=True, text=True, timeout=110, check=False)
     assert run.returncode == 0, run.stderr[-2000:]

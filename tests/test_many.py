@@ -1,4 +1,4 @@
-"""Several completions of one prompt, and other requests that wait for what another is just computing: none of them for ever."""
+"""Several completions of one prompt, and other requests that wait for a prefix that another one is computing: none hangs."""
 
 from __future__ import annotations
 
@@ -122,13 +122,13 @@ async def test_awaited(model: Model) -> None:
         completions = await context.generate_many(prompt_of(model, 64), 7, 5, HOT)
         assert [len(c.tokens) for c in completions] == [5] * 7
         assert context.statistics().tokens_in - before == 64 + 6 + 7 * 4
-        assert len({c.tokens for c in completions}) >= 3  # with seeds of their own
+        assert len({c.tokens for c in completions}) >= 3  # with different seeds
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("after", [1, 40])
 async def test_cancelled_all_of_them_have_stopped(actx: AsyncContext, after: int) -> None:
-    """`actx` sees to it that no slot is taken afterwards."""
+    """`actx` checks that no slot is taken afterwards."""
 
     async def generate() -> None:
         await actx.generate_many(prompt_of(actx.model, 100), 20, 800, ENDLESS)
@@ -148,11 +148,11 @@ async def test_cancelled_all_of_them_have_stopped(actx: AsyncContext, after: int
     assert actx.statistics().tokens_out == stopped + 3, "nothing goes on generating"
 
 
-# ------------------------------------------------------------------------------------------ whoever waits for another
+# ------------------------------------------------------------------------------------------ waiting for another
 
 
 def begin(context: Context, n: int = 8, **changes: Any) -> TokenIterator:
-    """A stream that has begun to compute a long prompt."""
+    """A stream that has started to compute a long prompt."""
     before = context.statistics().tokens_in
     stream = context.generate_stream(prompt_of(context.model, LONG), config=wanted(n, **changes))
     wait_until(lambda: context.statistics().tokens_in > before)
@@ -167,7 +167,7 @@ def test_the_one_that_is_waited_for_is_cancelled(slow: Context) -> None:
 
 
 def test_they_are_cancelled_one_after_the_other(slow: Context) -> None:
-    """Ten that wait for the first, and each is cancelled as soon as it is the one that computes."""
+    """Ten wait for the first, and each is cancelled as soon as it is the one that computes."""
     streams = [begin(slow)]
     streams += [slow.generate_stream(prompt_of(slow.model, LONG), config=wanted(8)) for _ in range(10)]
     for stream in streams[:-1]:
@@ -238,7 +238,7 @@ def test_who_waits_runs_out_of_time(slow: Context) -> None:
 
 
 def test_others_pass_whoever_waits(slow: Context) -> None:
-    """There are slots: one is kept for whom waits, and another prompt does not wait behind it."""
+    """There are free slots: one is reserved for the waiting stream, and another prompt does not wait behind it."""
     with (
         begin(slow, 400) as holder,
         slow.generate_stream(prompt_of(slow.model, LONG), config=wanted(400)) as waiting,
@@ -253,11 +253,11 @@ def test_others_pass_whoever_waits(slow: Context) -> None:
 
 
 def test_two_families_at_once(slow: Context) -> None:
-    """Prompts that share nothing but with their own kind; more than there are slots, read in any order."""
+    """Groups of prompts that share a prefix only within the group; more than the slots, read in any order."""
     families = [prompt_of(slow.model, 200, name) for name in ("Anna", "Ben", "Mia")]
     streams = [slow.generate_stream(families[i % 3], config=wanted(5, buffer_size=1)) for i in range(12)]
     before = slow.statistics().tokens_in
-    for stream in reversed(streams[:3]):  # the first of each; the others wait for slots or for them
+    for stream in reversed(streams[:3]):  # the first of each group; the others wait for slots, or for them
         assert len(list(stream)) == 5
     for stream in streams[3:]:
         assert len(list(stream)) == 5
@@ -266,7 +266,7 @@ def test_two_families_at_once(slow: Context) -> None:
 
 
 def test_a_pool_without_room_for_all(model: Model) -> None:
-    """Cells for two at once: the others wait for room as well, and all of them come to it."""
+    """There are cells for two at once: the others wait for cells too, and all of them get them."""
     with Context(model, n_ctx=512, n_cells=1024, n_seq_max=6, n_threads=2, n_batch=32, n_ubatch=32) as context:
         completions = context.generate_many(prompt_of(model, 300), 9, 100, HOT)
         assert [len(c.tokens) for c in completions] == [100] * 9
@@ -274,7 +274,7 @@ def test_a_pool_without_room_for_all(model: Model) -> None:
 
 
 def test_a_long_prompt_and_streams_take_turns(model: Model) -> None:
-    """Those that decode get a token for each piece of the prompt."""
+    """Those that decode get a token for each chunk of the prompt."""
     with Context(model, n_ctx=2048, n_seq_max=4, n_batch=64, n_ubatch=64, n_threads=1) as context:
         running = [context.generate_stream("Once", config=wanted(1000, buffer_size=1000)) for _ in range(3)]
         for stream in running:

@@ -17,20 +17,20 @@ from conftest import ENDLESS, serving
 
 from mullama import Context, Model, StreamConfig
 
-# PyDLL calls a C function without letting the GIL go, unlike CDLL: the interpreter stands still meanwhile.
+# Unlike CDLL, PyDLL calls a C function without releasing the GIL: the interpreter is blocked meanwhile.
 hold_for_us = ctypes.PyDLL(None).usleep
 HALF_A_SECOND = 500_000
-# Token ids, because tokenising a text lets the GIL go.
+# Token ids, because tokenising a text releases the GIL.
 PROMPT = [300, 301, 302, 303]
 
 
 @contextmanager
 def only_this_thread_runs() -> Iterator[None]:
-    """Nothing in this block gives the GIL away, if it does not block: no other thread can ask for it any more."""
+    """Code in this block that does not block keeps the GIL: no other thread can request it any more."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1_000_000)
     try:
-        hold_for_us(20_000)  # who waited with the old interval asks once more, and is heard here
+        hold_for_us(20_000)  # threads that waited with the old interval request it once more, and get it here
         for _ in range(1000):
             pass
         yield
@@ -39,7 +39,7 @@ def only_this_thread_runs() -> Iterator[None]:
 
 
 def hold_until(condition: Callable[[], bool]) -> None:
-    """Keep the GIL for half a second, and on a slow machine on and on until the condition holds, but for a minute at most."""
+    """Hold the GIL for half a second, and on a slow machine until the condition holds, but at most for a minute."""
     until = time.monotonic() + 60
     hold_for_us(HALF_A_SECOND)
     while not condition() and time.monotonic() < until:
@@ -79,15 +79,15 @@ def test_the_ring_fills_while_python_holds_the_gil(buffer_size: int, context: Co
             stream = context.generate_stream(PROMPT, config)
             hold_until(lambda: stream.statistics().current_buffer_used == buffer_size)
             used = stream.statistics().current_buffer_used
-            assert count() == before  # so it was held all the time
+            assert count() == before  # so it was held the whole time
         assert used == buffer_size
         hold_for_us(HALF_A_SECOND)
-        assert stream.tokens_generated() == buffer_size  # and not one more
+        assert stream.tokens_generated() == buffer_size  # and no more
     stream.close()
 
 
 def test_streams_run_to_their_end_while_python_holds_the_gil(context: Context) -> None:
-    """Eight at once, from their prompts to their endings: nothing on the way needs Python."""
+    """Eight at once, from prompt to end: nothing in between needs Python."""
     config = StreamConfig(max_tokens=40, params=ENDLESS, buffer_size=64, timeout_ms=0)
     with a_thread_that_counts() as count:
         with only_this_thread_runs():
@@ -112,7 +112,7 @@ def test_a_deadline_needs_no_gil(context: Context) -> None:
 
 
 class Ticks:
-    """A task that wants to run every 5 ms, and how often it could."""
+    """A task that should run every 5 ms, and how often it did."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -128,17 +128,17 @@ class Ticks:
         self.began = time.monotonic()
 
     def assert_kept_on(self) -> None:
-        """Nominal are 200 a second. A tenth of it tells a loop that is late, on a busy machine, from one that is held."""
+        """200 per second are expected. A tenth of that separates a loop that is late on a busy machine from a blocked one."""
         took = time.monotonic() - self.began
         assert self.count >= 20 * took - 2, (self.count, took)
 
 
 @pytest.mark.anyio
 async def test_the_event_loop_ticks_while_eight_streams_run(model: Model) -> None:
-    """While their long prompts are computed, all in one step of the engine, and while they decode."""
+    """While their long prompts are computed, in one step of the engine, and while they decode."""
     n_ctx = 1024
     async with serving(
-        # One thread: two that wait for each other at every step take minutes on a machine that is busy otherwise.
+        # One thread: two that wait for each other at every step take minutes on a busy machine.
         model,
         n_ctx=n_ctx,
         n_seq_max=8,
@@ -167,7 +167,7 @@ async def test_the_event_loop_ticks_while_eight_streams_run(model: Model) -> Non
                     await event.wait()
                 steps = context.statistics().steps
                 ticks.assert_kept_on()
-                assert ticks.count > 10  # else the prompts were too short for this test to tell anything
+                assert ticks.count > 10  # otherwise the prompts were too short for this test
                 ticks.reset()
             ticks.assert_kept_on()
             assert context.statistics().steps > steps

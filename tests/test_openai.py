@@ -1,4 +1,4 @@
-"""Records in the form of OpenAI's API, held against the types and the stream reader of OpenAI's own package."""
+"""Records in the form of OpenAI's API, checked with the types and the stream reader of OpenAI's own package."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from mullama import (
 
 PROMPT = "Once upon a time"
 GREEDY = SamplerParams.greedy(ignore_eos=True)
-EXTRA = {"timings", "reasoning_content"}  # llama-server's words
+EXTRA = {"timings", "reasoning_content"}  # llama-server's extensions
 REASONS = ("stop", "length", "tool_calls")
 
 
 def unknown(thing: Any) -> set[str]:
-    """What pydantic took although the type knows no such field, at any depth."""
+    """Fields that pydantic accepted although the type does not have them, at any depth."""
     if isinstance(thing, BaseModel):
         found = set(thing.model_extra or ())
         return found.union(*(unknown(getattr(thing, name)) for name in type(thing).model_fields))
@@ -49,7 +49,7 @@ def unknown(thing: Any) -> set[str]:
 
 
 def checked(kind: Any, given: dict[str, Any]) -> Any:
-    """The dict as OpenAI's type, from JSON as a client would read it, and without a word that it does not know."""
+    """The dict as OpenAI's type, from JSON as a client reads it, without unknown fields."""
     text = json.dumps(given, allow_nan=False)
     made = kind.model_validate_json(text, strict=True)
     assert unknown(made) <= EXTRA
@@ -108,7 +108,7 @@ def test_timings_are_llama_servers() -> None:
 
 @pytest.mark.parametrize("reason", ["stop", "length", "cancelled", "timeout", "error"])
 def test_every_reason_has_a_word_of_openais(reason: FinishReason) -> None:
-    """What was cut off is said to be."""
+    """Truncated text is reported as such."""
     expected = "stop" if reason == "stop" else "length"
     made = checked(openai.types.Completion, made_up(reason=reason).to_dict())
     assert made.choices[0].finish_reason == expected
@@ -136,7 +136,7 @@ def test_log_probabilities_of_a_completion(context: Context, top: int) -> None:
 
 
 def test_the_token_itself_is_among_the_likeliest() -> None:
-    """As OpenAI has it, also where it is none of them."""
+    """As in OpenAI's API, even for a token that is not among the most likely."""
     others = ((TokenLogprob(1, b"a", -0.1),), (TokenLogprob(2, b"b", -0.2),))
     logprobs = made_up(top_logprobs=others).to_dict(token_bytes={5: b"H", 6: b"i"}.__getitem__)["choices"][0][
         "logprobs"
@@ -154,10 +154,10 @@ def test_infinity_has_openais_word() -> None:
     assert chat.choices[0].logprobs.content[0].top_logprobs[0].logprob == -9999.0
 
 
-# Python's incremental decoder, by which offsets are counted, keeps the beginning of a surrogate although it is invalid.
+# Python's incremental decoder, which is used to count offsets, keeps the start of a surrogate although it is invalid.
 @given(split().filter(lambda pieces: b"\xed" not in b"".join(pieces)), st.data())
 def test_offsets_of_any_tokens(pieces: list[bytes], data: st.DataObject) -> None:
-    """Where each begins in the text, also of a text that a stop string cut off, with a prompt before it."""
+    """Where each token starts in the text, including a text that a stop string cut off, with a prompt before it."""
     whole = b"".join(pieces).decode(errors="replace")
     text = whole[: data.draw(st.integers(0, len(whole)))]
     ends = [len(decided(b"".join(pieces[:i]))) for i in range(len(pieces))]

@@ -1,4 +1,4 @@
-"""What calls take: positionally, as a whole configuration, and by name; and what is said where a name is misspelt."""
+"""How calls take options: by position, as a configuration, and by name; and the error for a misspelt name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GREEDY = StreamConfig(max_tokens=5, params=SamplerParams.greedy(ignore_eos=True)
 
 pytestmark = pytest.mark.anyio
 
-# -- one configuration of all that is given
+# -- one configuration from all arguments
 
 
 def test_of_nothing() -> None:
@@ -146,7 +146,7 @@ def test_unset_says_so() -> None:
     ],
 )
 def test_the_keywords_are_those_of_the_record(options: type, record: type, others: set[str]) -> None:
-    """With the same types, in the same order."""
+    """With the same types and the same order."""
     fields = {field.name: hint for field in dataclasses.fields(record) for hint in [get_type_hints(record)[field.name]]}
     keywords = get_type_hints(options)
     own = {name: keywords[name] for name in fields if name in keywords}

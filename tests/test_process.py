@@ -1,4 +1,4 @@
-"""The process around the engine: how it exits, forks and spawns, and what it hears from llama.cpp's log."""
+"""The process around the engine: how it exits, forks and spawns, and what it gets from llama.cpp's log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ assert reading.wait(60)
 
 
 def python(script: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run a script. Forking with threads is what is tested, so that Python's warning of it is not wanted."""
+    """Run a script. Forking with threads is under test, so Python's warning about it is disabled."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
 
@@ -136,7 +136,7 @@ def test_exit_is_silent_and_quick(script: str) -> None:
 
 
 def test_exit_closes_contexts() -> None:
-    """Before anything that was registered earlier runs: in C++ globals are destroyed next, and an engine needs them."""
+    """Before any handler that was registered earlier: next, C++ globals are destroyed, which an engine needs."""
     script = """
 import atexit, threading
 @atexit.register
@@ -217,14 +217,14 @@ assert len(context.generate(PROMPT, 5, ENDLESS).tokens) == 5
 @pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="no fork here")
 @pytest.mark.parametrize("how", ["exit", "_exit"])
 def test_a_forked_child_gets_a_clear_error(how: str) -> None:
-    """From every call; its exit is clean, and its parent goes on as if nothing had been."""
+    """From every call; its exit is clean, and its parent continues undisturbed."""
     done = python(SETUP + FORK, how)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="no fork here")
 def test_forks_while_streams_run() -> None:
-    """At any moment of the engine, and of its log."""
+    """At any moment of the engine and of its log."""
     script = """
 import os, time
 streams = [context.generate_stream(PROMPT, FAST.replace(max_tokens=300)) for _ in range(2)]
@@ -260,7 +260,7 @@ assert not hasattr(os, "fork") or os.waitpid(child, 0)[1] == 0
 
 
 def test_spawned_processes(tmp_path: object) -> None:
-    """The way out that the error names."""
+    """The fix that the error suggests."""
     script = tmp_path / "spawns.py"  # type: ignore[operator]
     script.write_text("""
 import multiprocessing
@@ -284,7 +284,7 @@ if __name__ == "__main__":
 
 
 def test_llama_cpp_is_silent_by_default() -> None:
-    """Also where a load fails, a prompt is given up, and warnings would be printed."""
+    """Even if a load fails, a prompt is cancelled, and warnings would be printed."""
     script = """
 context.generate_stream(LONG, FAST).close()
 try:
@@ -298,7 +298,7 @@ context.close()
 
 
 def test_llama_cpp_can_be_heard() -> None:
-    """In Python's logging, under a name of its own, with its levels."""
+    """In Python's logging, under its own name, with its levels."""
     script = """
 import logging, sys
 lines = []

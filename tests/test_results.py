@@ -1,4 +1,4 @@
-"""What comes of a generation in any case: why it ended, and an error that carries what had been generated."""
+"""The result of every generation: why it ended, and an error that carries the text generated so far."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ GREEDY = SamplerParams.greedy(ignore_eos=True)
 
 
 def slow(timeout_ms: int) -> StreamConfig:
-    """Reaches its time limit, never the end of its context."""
+    """Reaches its time limit before its context is full."""
     return StreamConfig(max_tokens=None, params=ENDLESS, stream_delay_ms=5, timeout_ms=timeout_ms)
 
 
 def after_tokens(call: Callable[[StreamConfig], object]) -> StreamTimeoutError:
-    """The timeout of a call, with a limit that leaves it time for some tokens on this machine."""
+    """The timeout error of a call, with a limit that allows some tokens on this machine."""
     for timeout_ms in (100, 400, 1600, 6400, 25600):
         with pytest.raises(StreamTimeoutError) as caught:
             call(slow(timeout_ms))
@@ -181,7 +181,7 @@ def test_an_end_says_what_it_was(model: Model) -> None:
 
 
 def test_where_both_limits_are_reached_at_once(model: Model) -> None:
-    """The limit that was asked for is the one that is named."""
+    """The error names the requested limit."""
     with Context(model, n_ctx=256, n_seq_max=1, n_threads=2) as context:
         assert context.generate([1] * 250, None, GREEDY).finish_detail == "context_full"
         room = len(context.generate([1] * 250, None, GREEDY).tokens)
@@ -200,7 +200,7 @@ async def test_other_ends_need_no_detail(model: Model) -> None:
     assert (completion.finish_reason, completion.finish_detail) == ("cancelled", None)
 
 
-# ------------------------------------------------------------------------------ how it shows
+# ------------------------------------------------------------------------------ repr
 
 
 def test_a_repr_is_a_short_line(context: Context) -> None:

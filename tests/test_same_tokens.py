@@ -1,4 +1,4 @@
-"""The same tokens as a plain loop over llama.cpp's C API gives, whatever is reused, chunked, aborted or shared."""
+"""The same tokens as from a plain loop over llama.cpp's C API, whatever is reused, chunked, aborted or shared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Reference:
     logits: np.ndarray
 
     def decisive(self) -> int:
-        """How many tokens greedy sampling chooses by more than what another order of additions can change."""
+        """How many tokens greedy sampling chooses by a margin larger than rounding."""
         two = np.partition(self.logits, -2, axis=1)[:, -2:]
         close = np.flatnonzero(two[:, 1] - two[:, 0] < 0.05)
         return int(close[0]) if len(close) else len(self.tokens)
@@ -128,7 +128,7 @@ def test_a_stream_gives_the_tokens_of_a_plain_loop(alone: Context, plain: Plain,
             records = list(stream)
         assert tuple(record.token_id for record in records) == reference.tokens
         assert stream.completion().tokens == reference.tokens
-        # the logarithm of the model's own distribution, before any sampler, by another road
+        # the logarithm of the model's own distribution, before any sampler, computed differently
         logits = reference.logits.astype(np.float64)
         shifted = logits - logits.max(axis=1, keepdims=True)
         logprobs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -137,7 +137,7 @@ def test_a_stream_gives_the_tokens_of_a_plain_loop(alone: Context, plain: Plain,
 
 
 def test_settings_tell(alone: Context, plain: Plain) -> None:
-    """Each of the settings above leads somewhere else: none of them is ignored on both sides."""
+    """Each of the settings above gives a different text: none of them is ignored on both sides."""
     prompt = prompts(alone.model)[0]
     seeded = {name: params.replace(seed=1) for name, params in SETTINGS.items() if name != "another seed"}
     outcomes = {name: plain(prompt, params, 64).tokens for name, params in seeded.items()}
@@ -154,7 +154,7 @@ def test_until_the_context_is_full(alone: Context, plain: Plain) -> None:
 
 @pytest.mark.anyio
 async def test_streams_give_the_tokens_of_a_plain_loop(model: Model, plain: Plain) -> None:
-    """On each backend, and with the buffer at its smallest."""
+    """On each backend, and with the smallest buffer."""
     async with serving(model, n_ctx=N_CTX, n_seq_max=1, n_threads=1, reuse_prefix=False) as context:
         for name, size in (("greedy", 32), ("default", 1), ("penalties", 2)):
             reference = plain(prompts(model)[0], SETTINGS[name], 48)
@@ -168,7 +168,7 @@ async def test_streams_give_the_tokens_of_a_plain_loop(model: Model, plain: Plai
 
 @pytest.fixture
 def check(plain: Plain) -> Callable[..., tuple[int, ...]]:
-    """Generates greedily and compares, up to where two tokens are equally likely; how many cached tokens it must find."""
+    """Generate greedily and compare, up to where two tokens are equally likely; `cached` is how many are cached."""
 
     def check(context: Context, prompt: Sequence[int], n: int = 40, *, cached: int | None = None) -> tuple[int, ...]:
         completion = context.generate(prompt, config=config(GREEDY, n))
@@ -180,7 +180,7 @@ def check(plain: Plain) -> Callable[..., tuple[int, ...]]:
 
 
 def agree(plain: Plain, prompt: Sequence[int], tokens: Sequence[int]) -> None:
-    """The tokens are those of the plain loop, as far as rounding cannot have chosen them."""
+    """The tokens are those of the plain loop, as far as rounding cannot have decided them."""
     reference = plain(prompt, GREEDY, len(tokens), ctx=1024)
     assert len(tokens) == len(reference.tokens)
     sure = reference.decisive()
@@ -191,7 +191,7 @@ Check = Callable[..., tuple[int, ...]]
 
 
 def test_most_choices_are_decisive(model: Model, plain: Plain) -> None:
-    """Else the tests below would compare nothing."""
+    """Otherwise the tests below would compare nothing."""
     lengths = [plain(prompt, GREEDY, 40).decisive() for prompt in [*prompts(model), long_prompt(model, 100)]]
     assert sum(lengths) >= 40, lengths
 
@@ -211,7 +211,7 @@ def test_reuse_in_the_same_slot(model: Model, check: Check) -> None:
 
 
 def test_reuse_out_of_another_slot(model: Model, plain: Plain, check: Check) -> None:
-    """A slot that is busy lends its prefix: a copy, which harms neither."""
+    """A busy slot's prefix is copied, which affects neither stream."""
     with Context(model, n_ctx=N_CTX, n_seq_max=3, n_threads=1) as context:
         prompt = long_prompt(model, 150)
         with context.generate_stream(prompt, config=config(GREEDY, 60, buffer_size=4)) as lender:
@@ -220,7 +220,7 @@ def test_reuse_out_of_another_slot(model: Model, plain: Plain, check: Check) -> 
             check(context, [*prompt[:70], *prompts(model)[0]], cached=70)
             got += [next(lender).token_id for _ in range(20)]
             check(context, [*prompt, *got[:12], *prompts(model)[1]], cached=162)
-            context.clear_cache()  # not what runs
+            context.clear_cache()  # not what is running
             got += [token.token_id for token in lender]
         assert len(got) == 60
         agree(plain, prompt, got)
@@ -246,14 +246,14 @@ def test_a_prompt_in_chunks(model: Model, check: Check, n_batch: int, n_ubatch: 
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Look at the engine until it is so; the test's own time limit ends it if it never is."""
+    """Poll the engine until the condition holds; the test's time limit ends the wait."""
     while not condition():
         time.sleep(0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 9])
 def test_after_a_cancelled_prompt(model: Model, check: Check, steps: int) -> None:
-    """What was computed of it is reused, and nothing else of it is left."""
+    """The computed part of it is reused, and nothing else is left of it."""
     with Context(model, n_ctx=1024, n_seq_max=1, n_threads=1, n_batch=64, n_ubatch=16) as context:
         prompt = long_prompt(model, 900)
         began = context.statistics().tokens_in

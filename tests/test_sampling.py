@@ -1,4 +1,4 @@
-"""How tokens are chosen: each step of the chain against numpy over the model's own logits, and what is forbidden or forced."""
+"""How tokens are chosen: each step of the chain compared with numpy over the model's logits, and forbidden or forced tokens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mullama.config import SAMPLERS
 
 PROMPT = "Once upon a time there was a little"
 N = 48
-OFF: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "ignore_eos": True}  # of what is on by default
-CLOSE = 0.05  # logits this near to each other may change places when they are computed in another batch
+OFF: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "ignore_eos": True}  # all defaults off
+CLOSE = 0.05  # logits this close may change order when computed in another batch
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------ which tokens a step leaves
 
-Allowed = Callable[[np.ndarray, float], np.ndarray]  # of logits, with some room for rounding
+Allowed = Callable[[np.ndarray, float], np.ndarray]  # from logits, with a tolerance for rounding
 
 
 def of_top_k(k: int) -> Allowed:
@@ -74,9 +74,7 @@ def of_top_n_sigma(n: float) -> Allowed:
 
 def of_typical(p: float) -> Allowed:
     def allowed(logits: np.ndarray, room: float) -> np.ndarray:
-        top = of_top_k(40)(
-            logits, 0
-        )  # as the test cuts it, since nothing is left of a sum with tokens that are impossible
+        top = of_top_k(40)(logits, 0)  # as the test truncates it; impossible tokens add nothing
         probable = softmax(np.where(top, logits, -np.inf))
         surprise = -np.log(np.where(probable > 0, probable, 1e-300))
         distance = np.where(top, np.abs(surprise - (probable * surprise).sum()), np.inf)
@@ -107,7 +105,7 @@ STEPS: dict[str, tuple[dict[str, Any], Allowed]] = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_leaves_the_tokens_that_it_should(ctx: Context, name: str) -> None:
-    """None of the others is chosen; and of its own, behind a high temperature, also the unlikely ones."""
+    """No other tokens are chosen; and at a high temperature, even the unlikely ones of its own are."""
     changes, allowed = STEPS[name]
     hot = {} if "samplers" in changes else {"temperature": 50.0}
     some = {"less": 0, "more": 0}
@@ -184,13 +182,13 @@ def test_mirostat_aims_at_a_surprise(ctx: Context, version: int) -> None:
 
 
 def test_a_dynamic_temperature_follows_the_entropy(ctx: Context) -> None:
-    """Twice the temperature where the model is unsure, almost none where it is sure; so it differs from either."""
+    """Twice the temperature where the model is uncertain, almost none where it is certain; so it differs from either."""
     base = SamplerParams(**OFF | {"temperature": 1.0, "seed": 3})
     outcomes = {
         generated(ctx, base.replace(dynatemp_range=r, dynatemp_exponent=e)) for r, e in [(0, 1), (1, 1), (1, 0.1)]
     }
     assert len(outcomes) == 3
-    sure = generated(ctx, base.replace(dynatemp_range=1.0, dynatemp_exponent=1e3))  # the entropy's share is nothing
+    sure = generated(ctx, base.replace(dynatemp_range=1.0, dynatemp_exponent=1e3))  # the entropy's fraction vanishes
     assert sure == generated(ctx, SamplerParams.greedy(ignore_eos=True))
 
 
@@ -219,7 +217,7 @@ def test_penalties(ctx: Context, repeat: float, frequency: float, presence: floa
 
 
 def test_dry_breaks_a_repetition(ctx: Context) -> None:
-    """The token that would make a repetition longer is penalised, unless something stands between that breaks sequences."""
+    """The token that would extend a repetition is penalised, unless a sequence breaker comes in between."""
     model = ctx.model
     a, b, c = (model.tokenize(word, add_special=False)[-1] for word in ("dog", "house", "rain"))
     line = model.tokenize("\n", add_special=False)[-1]
@@ -311,7 +309,7 @@ def test_no_end_token_before_min_tokens(ctx: Context, changes: dict[str, Any]) -
 
 
 def test_min_tokens_and_a_chain_that_wants_to_end(ctx: Context) -> None:
-    """The step for infilling chooses an end token even where it is forbidden: then there is no token to choose."""
+    """The infilling step chooses an end token even if it is forbidden: then there is no token left to choose."""
     ending = SamplerParams(logit_bias=dict.fromkeys(end_tokens(ctx.model), 1e3), samplers=["infill"], seed=1)
     with ctx.generate_stream(PROMPT, config=StreamConfig(min_tokens=3, params=ending)) as stream:
         try:

@@ -1,4 +1,4 @@
-"""JSON schemas: in which forms they come, how bad ones are refused, and that what ends by itself satisfies them."""
+"""JSON schemas: the forms in which they are given, how bad ones are refused, and that complete texts satisfy them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ctx(model: Model) -> Iterator[Context]:
 
 @pytest.fixture(scope="module")
 def wild(model: Model) -> SamplerParams:
-    """Chooses almost anything that the grammar lets through, and what JSON is made of more often than it would come up."""
+    """Choose almost anything that the grammar allows, and JSON's structural tokens more often than they would occur."""
     telling = [t for t in range(model.n_vocab) if set(model.token_bytes(t)) & set(b'"\\}]')]
     return SamplerParams(temperature=3.0, top_k=0, top_p=1.0, logit_bias=dict.fromkeys(telling, 12.0))
 
@@ -43,12 +43,12 @@ def say(context: Context, schema: Any, params: SamplerParams, seed: int = 1, n: 
 
 
 def satisfies(completion: Completion, schema: Any) -> bool:
-    """Whether it ended by itself; then it must be JSON, and what the schema asks for."""
+    """Whether it ended by itself; then it must be JSON that matches the schema."""
     if completion.finish_reason != "stop":
         return False
     value = json.loads(completion.text)
-    json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
-    if "\ufffd" not in completion.text:  # bytes that are no text count differently
+    json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates
+    if "\ufffd" not in completion.text:  # bytes that are not text count differently
         jsonschema.Draft202012Validator(schema).validate(value)
     return True
 
@@ -220,7 +220,7 @@ class Mood(Enum):
 
 
 class Pet(BaseModel):
-    """A pet, as pydantic says it."""
+    """A pet, as a pydantic model."""
 
     name: str = Field(min_length=1, max_length=10)
     kind: Literal["cat", "dog"]
@@ -261,7 +261,7 @@ def test_not_beside_a_grammar() -> None:
 
 
 def test_what_a_pattern_becomes() -> None:
-    """Each string that matches what it becomes, read as JSON, matches the pattern."""
+    """Each string that matches the translated pattern, parsed as JSON, matches the original one."""
     for pattern in PATTERNS:
         plain = pattern_for_json(pattern)
         assert plain == "" or (plain[0], plain[-1]) == ("^", "$")

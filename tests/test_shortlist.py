@@ -1,4 +1,4 @@
-"""A chain that begins with top-k is given a shortlist of tokens, and comes to what it would come to with all of them."""
+"""A chain that starts with top-k gets a shortlist of tokens, and chooses as it would from all of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SOME, MORE = range(300, 330), range(300, 400)
     ids=lambda changes: " ".join(changes) or "as it is",
 )
 def test_what_top_k_does_not_keep_need_not_be_seen(model: Model, changes: dict[str, Any]) -> None:
-    """A step before top-k that does nothing makes the difference between the shortlist and all tokens."""
+    """A step before top-k that does nothing disables the shortlist."""
     params = SamplerParams(**{"seed": 5, "ignore_eos": True, **changes})
     prompt = [*model.tokenize(PROMPT), *range(300, 310)]
     with Context(model, n_ctx=256, n_seq_max=1, n_threads=2) as context:

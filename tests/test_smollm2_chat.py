@@ -1,4 +1,4 @@
-"""Chats with real weights: answers over one turn and several, their end, and schemas that bind them."""
+"""Chats with real weights: answers over one or more turns, their end, and schemas."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ask(request: pytest.FixtureRequest, smollm2_context: Context) -> Callable[..
 
 
 def test_a_conversation(ask: Any) -> None:
-    """What was said before is part of the second prompt, and is not computed again."""
+    """The first turn is part of the second prompt, and is not computed again."""
     messages: list[Any] = [{"role": "system", "content": "You are a helpful assistant."}, GERMANY]
     deltas, first = ask(messages, 24, GREEDY)
     check(deltas, first)

@@ -1,7 +1,7 @@
-"""Streams of real weights: eight at once, stopped, cancelled in the middle and in a long prompt, saved and taken up again.
+"""Streams of real weights: eight at once, stopped, cancelled while decoding and in a long prompt, saved and resumed.
 
-What they write is known: the model counts on with certainty, by at least a factor of two between any two tokens, so that no
-order of additions can tip a choice.
+Their text is known: the model counts with certainty, by at least a factor of two between any two tokens, so that no
+order of additions can change a choice.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ async def actx(smollm2: Model) -> AsyncIterator[AsyncContext]:
 
 @pytest.mark.anyio
 async def test_eight_at_once(actx: AsyncContext) -> None:
-    """Each writes what it writes alone, and nothing of the others."""
+    """Each writes what it writes alone."""
     found: dict[str, Completion] = {}
 
     async def read(prompt: str) -> None:
@@ -66,14 +66,14 @@ def test_one_after_the_other(smollm2_context: Context) -> None:
 
 
 def test_threads_of_their_own(smollm2_context: Context) -> None:
-    """More of them than there are slots, and half of them with a prompt that another has read."""
+    """More of them than slots, and half of them with a prompt that another has computed."""
     with ThreadPoolExecutor(16) as threads:
         found = threads.map(lambda prompt: smollm2_context.generate(prompt, TWELVE).text, [*COUNTING] * 2)
         assert [*found] == [*COUNTING.values()] * 2
 
 
 def test_stop_strings(smollm2_context: Context) -> None:
-    """Also one that begins and ends within tokens; nothing of it is shown."""
+    """Even one that starts and ends within tokens; no part of it is delivered."""
     for stop, text in ((" 8", " 6, 7,"), (", 8, 9", " 6, 7"), ("7", " 6, ")):
         completion = smollm2_context.generate(PROMPT, TWELVE.replace(stop_sequences=["never", stop]))
         assert (completion.finish_reason, completion.stop_sequence, completion.text) == ("stop", stop, text)
@@ -100,7 +100,7 @@ def test_saved_state(smollm2_context: Context, tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_awaiting_it(smollm2: Model, tmp_path: Path) -> None:
-    """And in another context than that which saved it."""
+    """In another context than the one that saved it."""
     async with serving(smollm2, n_threads=1, n_ctx=256, n_seq_max=1) as old:
         first = await old.generate(PROMPT, TWELVE)
         await old.save_state(tmp_path / "state")
@@ -116,7 +116,7 @@ async def test_awaiting_it(smollm2: Model, tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_cancelled_in_mid_stream(actx: AsyncContext) -> None:
-    """What was read is right, the neighbour writes on, and the slot serves the next stream."""
+    """What was read is right, the neighbour continues, and the slot serves the next stream."""
     neighbour = actx.generate_stream("a, b, c, d, e,", TWELVE)
     pieces = []
     with anyio.CancelScope() as scope:
@@ -137,7 +137,7 @@ async def test_cancelled_in_mid_stream(actx: AsyncContext) -> None:
 
 @pytest.mark.anyio
 async def test_cancelled_in_a_long_prompt(smollm2: Model) -> None:
-    """It is given up before it was read, and the same slot reads the next one."""
+    """It is cancelled before it was computed, and the same slot computes the next one."""
     async with serving(smollm2, n_threads=1, n_ctx=1536, n_seq_max=1, n_batch=128, n_ubatch=128) as context:
         with anyio.CancelScope() as scope:
             async with context.generate_stream(LONG, TWELVE) as stream:
@@ -153,7 +153,7 @@ async def test_cancelled_in_a_long_prompt(smollm2: Model) -> None:
 
 @pytest.mark.anyio
 async def test_cancelled_chats(actx: AsyncContext) -> None:
-    """Twelve chats, of which some still wait for a slot, end with the scope that they are in."""
+    """Twelve chats, some of which still wait for a slot, end with their scope."""
     question = [{"role": "user", "content": "Tell me a very long story."}]
     async with anyio.create_task_group() as tasks:
         for _ in range(12):

@@ -1,4 +1,4 @@
-"""Texts and numbers of real weights: a BPE vocabulary in many scripts, log-probabilities, logits, embeddings."""
+"""Texts and numbers with real weights: a BPE vocabulary with many scripts, log-probabilities, logits, embeddings."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ SHARES = ["The stock market fell sharply today.", "Shares lost value on the exch
 
 
 def alike(vectors: np.ndarray) -> bool:
-    """Whether each text of CATS and SHARES is nearer to the one of its kind than to the others."""
+    """Whether each text of CATS and SHARES is closer to the other one of its kind than to the rest."""
     near = cosine_similarity(vectors[0], vectors[1]), cosine_similarity(vectors[2], vectors[3])
     far = [cosine_similarity(a, b) for a in vectors[:2] for b in vectors[2:]]
     return bool(min(near) > max(far))

@@ -1,4 +1,4 @@
-"""Tools with real weights whose template knows none: a call that fits its schema, or a `ChatError` that says why not."""
+"""Tools with real weights whose template has no tools: a call that matches its schema, or a `ChatError` that says why not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ask(request: pytest.FixtureRequest, smollm2_context: Context) -> Callable[..
 
 
 def read(ask: Any, *args: Any, **options: Any) -> Read | None:
-    """An answer to a request with tools; None where it was refused, which must say that the tools are why."""
+    """An answer to a request with tools; None if it was refused, with an error that must name the tools as the reason."""
     try:
         deltas, answer = ask(*args, **options)
     except ChatError as error:
@@ -63,7 +63,7 @@ def test_what_the_model_decides(smollm2_context: Context) -> None:
 
 
 def test_none_of_them(ask: Any) -> None:
-    """Then the prompt is that of a chat without tools, whatever the template knows."""
+    """Then the prompt is that of a chat without tools, whatever the template supports."""
     deltas, answer = ask([USER], 12, GREEDY, tools=TOOLS, tool_choice="none")
     check(deltas, answer)
     assert answer.message.tool_calls == ()
@@ -71,7 +71,7 @@ def test_none_of_them(ask: Any) -> None:
 
 
 def test_a_result_is_handed_back(smollm2_context: Context) -> None:
-    """The call and its result are part of the next prompt, or are refused; they never fall out of it silently."""
+    """The call and its result are part of the next prompt, or are refused; they are never dropped silently."""
     ask = asking("blocking", smollm2_context)
     found = read(ask, [USER], 120, GREEDY, tools=TOOLS, tool_choice="get_weather")
     if found is None:

@@ -31,7 +31,7 @@ def git(*arguments: str) -> list[str]:
 
 
 def sources(*kinds: str) -> list[Path]:
-    """The source files of the tree that are ours, tracked or about to be."""
+    """Our source files, tracked or not yet added."""
     folders = ("mullama", "tests", "tools", "bench", "examples")
     found = [path for folder in folders for kind in kinds for path in (ROOT / folder).rglob(f"*.{kind}")]
     return sorted([*found, *(path for kind in kinds for path in ROOT.glob(f"*.{kind}"))])
@@ -45,7 +45,7 @@ CODE = sources("py", "pyx", "pxd", "pxi", "pyi", "cpp", "hpp")
 
 
 def opening(path: Path) -> str:
-    """What a file opens with: its docstring, or the comment at its head without what is for machines."""
+    """What a file opens with: its docstring, or its first comment without lines for tools."""
     text = path.read_text("utf-8")
     text = re.sub(r"\A(#!.*\n|# (distutils|cython): .*\n)*", "", text)
     if docstring := re.match(r'"""(.*?)"""', text, re.DOTALL):
@@ -73,7 +73,7 @@ def test_no_file_is_too_long_for_one_subject(path: Path) -> None:
 
 
 def imports(path: Path) -> dict[str, bool]:
-    """The modules that a file imports by any road, and whether it does so at import time."""
+    """The modules that a file imports in any way, and whether it does so at import time."""
     tree = ast.parse(path.read_text("utf-8"))
     lazy = {
         id(inner)
@@ -114,7 +114,7 @@ def test_only_the_awaiting_shell_imports_a_concurrency_library() -> None:
     assert importers("asyncio", "trio", "uvloop", at_import=False) <= {"mullama/cli.py", "mullama/_bell.py"}
 
 
-# From the bottom to the top. A module imports only what stands in a line above its own, lazily or for types too.
+# From bottom to top. A module imports only modules from lines above its own, including lazy imports and those for types.
 RANKS = """
     _json_patterns _openai
     _records
@@ -139,7 +139,7 @@ RANKS = """
     cli
     __main__
 """
-# The awaiting shell does nothing with the blocking one but hand it out, as `AsyncContext.context`.
+# The async shell does nothing with the sync one except expose it as `AsyncContext.context`.
 HANDED_OUT = ("_async", "_sync")
 
 
@@ -155,7 +155,7 @@ def test_imports_go_downwards_only() -> None:
 
 
 def own_imports(path: Path) -> set[str]:
-    """The modules of the package that a module of it imports, when and how ever."""
+    """The package's modules that one of its modules imports, at any time and in any way."""
     modules = {path.stem for path in PACKAGE.glob("*.py")} | {"_core"}
     found = set()
     for name in imports(path):
@@ -241,7 +241,7 @@ DOCUMENTED = [
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_a_public_name_says_what_it_is(name: str) -> None:
-    """So does every public method and property that it defines itself."""
+    """So must every public method and property that it defines itself."""
     thing = getattr(mullama, name)
     assert inspect.getdoc(thing), name
     assert "(" not in (thing.__doc__ or "")[: len(name) + 1], "not the signature that dataclasses make up"

@@ -1,4 +1,4 @@
-"""Saving and loading a context's cached prefixes: they are used again, written whole or not at all, and never harm."""
+"""Saving and loading a context's cached prefixes: they are reused, written atomically, and never do harm."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def small(model: Model) -> Iterator[Context]:
 
 
 def only(path: Path) -> bool:
-    """Nothing lies beside it."""
+    """There are no other files in its folder."""
     return [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-# ---------------------------------------------------------------------------------------------------------- the way and back
+# ---------------------------------------------------------------------------------------------------------- the round trip
 
 
 def test_a_new_context_goes_on_where_the_old_one_was(model: Model, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_context_without_anything_cached(model: Model, tmp_path: Path, small: 
 
 
 def test_streams_run_meanwhile(model: Model, tmp_path: Path) -> None:
-    """What runs is neither saved nor disturbed; what is loaded takes no slot from it."""
+    """Running streams are neither saved nor disturbed; loaded prefixes take no slots from them."""
     path = tmp_path / "state"
     params = SMALL | {"n_seq_max": 3}
     with Context(model, **params) as context:
@@ -128,7 +128,7 @@ def test_what_has_no_place_is_left_out(model: Model, tmp_path: Path) -> None:
         for prompt in (long, short):
             wide.generate(prompt, 1, GREEDY)
         wide.save_state(path)
-    with Context(model, **SMALL | {"n_ctx": 100}) as narrow:  # has cells enough: llama.cpp rounds them up to 256
+    with Context(model, **SMALL | {"n_ctx": 100}) as narrow:  # has enough cells: llama.cpp rounds them up to 256
         assert narrow.load_state(path) == len(short)
         assert narrow.generate(short, 1, GREEDY).usage.cached_tokens == len(short) - 1
     with Context(model, **SMALL) as busy, busy.generate_stream("Once", config(None, ENDLESS, buffer_size=1)) as one:
@@ -143,7 +143,7 @@ def test_what_has_no_place_is_left_out(model: Model, tmp_path: Path) -> None:
 
 
 def test_cells_that_are_shared(model: Model, tmp_path: Path) -> None:
-    """What is loaded takes the place of older prefixes, never what was promised to a stream that runs."""
+    """Loaded prefixes replace older ones, but never cells that are reserved for a running stream."""
     path = tmp_path / "state"
     params = {"n_ctx": 256, "n_cells": 512, "n_seq_max": 4, "n_threads": 2}
     prompts = [[300 + i, *range(400, 519)] for i in range(3)]  # of 120 tokens
@@ -155,11 +155,11 @@ def test_cells_that_are_shared(model: Model, tmp_path: Path) -> None:
         assert context.load_state(path) == cells
     with Context(model, **params) as context:
         for i in range(4):
-            context.generate([700 + i, *range(900, 1010)], 1, GREEDY)  # it is full of others
+            context.generate([700 + i, *range(900, 1010)], 1, GREEDY)  # now it is full of others
         assert context.load_state(path) == cells
         assert [context.generate(prompt, config(8)).tokens for prompt in prompts] == expected
         with context.generate_stream("Once", config(None, ENDLESS)) as stream:
-            next(stream)  # 256 cells are promised to it
+            next(stream)  # 256 cells are reserved for it
             assert context.load_state(path) == 2 * 127
             got = 1 + sum(1 for _ in stream)
         assert stream.completion().finish_reason == "length"
@@ -196,7 +196,7 @@ async def test_of_a_closed_context(model: Model, saved: Saved, tmp_path: Path) -
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_closing_at_the_same_time(busy: bool, model: Model, saved: Saved, tmp_path: Path) -> None:
-    """Each call is done, or is a ClosedError; none hangs, none is anything else."""
+    """Each call succeeds or raises ClosedError; none hangs or raises anything else."""
     for turn in range(10):
         context = Context(model, **SMALL)
         results: list[object] = []
@@ -240,7 +240,7 @@ async def test_two_contexts_at_once(model: Model, saved: Saved, tmp_path: Path) 
         for _ in range(5):
             await context.load_state(path)
             assert (await context.generate(PROMPT, config())).tokens == tokens
-            await context.save_state(tmp_path / str(i % 2))  # two write to the same place: either's is whole
+            await context.save_state(tmp_path / str(i % 2))  # two write to the same path: either file is complete
             await context.load_state(tmp_path / str(i % 2))
             context.clear_cache()
 
@@ -278,7 +278,7 @@ def test_after_a_fork(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_the_loop_runs_meanwhile(model: Model, saved: Saved) -> None:
-    """Also where the engine is busy with a long step."""
+    """Even while the engine is busy with a long step."""
     async with serving(model, n_ctx=2048, n_seq_max=2, n_threads=1) as context:
         loaded = anyio.Event()
         async with create_task_group() as tasks:
@@ -296,7 +296,7 @@ async def test_the_loop_runs_meanwhile(model: Model, saved: Saved) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_named(context: Context, tmp_path: Path) -> None:
-    """And not that of the file beside it, which nobody has heard of."""
+    """And not the path of the temporary file, which the user does not know."""
     for path, type_ in ((tmp_path / "none" / "x", FileNotFoundError), (tmp_path, IsADirectoryError)):
         with pytest.raises(type_) as caught:
             context.save_state(path)

@@ -1,4 +1,4 @@
-"""State files: written whole or not at all, and refused where they are damaged, foreign or of something else."""
+"""State files: written atomically, and refused if they are damaged, foreign or for another context."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["saved", "small"]  # fixtures
 
 
 def test_another_model(tmp_path: Path, saved: Saved) -> None:
-    """One that says the same of itself, and one that is altogether different."""
+    """One with the same metadata, and one that is entirely different."""
     for write in (other_weights, encoder):
         with Context(Model.load(write(tmp_path / f"{write.__name__}.gguf")), **SMALL) as context:
             with pytest.raises(StateError, match="another model"):
@@ -98,7 +98,7 @@ def test_what_is_no_file(small: Context, tmp_path: Path) -> None:
 
 
 def test_bytes_of_a_right_checksum_that_mean_nothing(saved: Saved, small: Context, tmp_path: Path) -> None:
-    """Someone else's program wrote it: tokens that are none, sizes that are too large, nothing where something should be."""
+    """Written by another program: invalid tokens, sizes that are too large, missing parts."""
     line, _, body = saved[0].read_bytes().partition(b"\n")
 
     def signed(body: bytes) -> bytes:
@@ -109,7 +109,7 @@ def test_bytes_of_a_right_checksum_that_mean_nothing(saved: Saved, small: Contex
     size_at = 8 + 4 * n
     assert small.load_state(saved[0]) == n
     small.clear_cache()
-    small.save_state(tmp_path / "nothing")  # the engine does one thing after the other: it has cleared the cache now
+    small.save_state(tmp_path / "nothing")  # the engine works sequentially: it has cleared the cache now
     for bad in (
         b"\x01",
         body[:-1],
@@ -133,7 +133,7 @@ def test_bytes_of_a_right_checksum_that_mean_nothing(saved: Saved, small: Contex
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- whole or not at all
+# ---------------------------------------------------------------------------------------------------------- atomic writes
 
 PROGRAM = """
 import os, resource, signal, sys
@@ -186,7 +186,7 @@ def test_where_nothing_can_be_written(small: Context, tmp_path: Path) -> None:
 
 
 def test_without_nameless_files(small: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on other systems: it leaves nothing behind either, unless it is killed."""
+    """As on other systems: nothing is left behind there either, unless the process is killed."""
     monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     path = tmp_path / "state"
     small.generate(PROMPT, 3, GREEDY)
@@ -227,7 +227,7 @@ async def test_cancelling_it(model: Model, tmp_path: Path, monkeypatch: pytest.M
         nonlocal passes
         passes += 1
         for i, piece in enumerate(pieces(file, state, stop)):
-            if passes == 2 and i == 1:  # one piece is written
+            if passes == 2 and i == 1:  # one chunk is written
                 from_thread.run_sync(scope.cancel)
                 assert stop.wait(60)
             yield piece
@@ -246,5 +246,5 @@ async def test_cancelling_it(model: Model, tmp_path: Path, monkeypatch: pytest.M
             scope.cancel()
             await context.save_state(path)
         assert scope.cancelled_caught
-        await context.save_state(path)  # it can be done again
+        await context.save_state(path)  # saving works again
         assert await context.load_state(path) > 0

@@ -1,4 +1,4 @@
-"""Stream tools: `map`, `take`, `collect`, `text` and their chains, and `merge`, which makes one stream of several."""
+"""Stream tools: `map`, `take`, `collect`, `text` and chains of them, and `merge`, which joins several streams into one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def endless(actx: AsyncContext, **changes: Any) -> TokenStream:
 
 
 async def free(actx: AsyncContext) -> None:
-    """All slots are, without another wait: whoever ended the streams has waited for it."""
+    """All slots are free, without another wait: ending the streams has waited for it."""
     await anyio.lowlevel.checkpoint()
     assert_idle(actx.context)
 
@@ -68,7 +68,7 @@ async def test_collect_and_text(actx: AsyncContext) -> None:
 
 async def test_chains(actx: AsyncContext) -> None:
     expected = (await actx.generate(PROMPT, config())).tokens
-    async with actx.generate_stream(PROMPT, config(buffer_size=4)) as stream:  # so it cannot have ended before
+    async with actx.generate_stream(PROMPT, config(buffer_size=4)) as stream:  # so it cannot have ended yet
         doubled = stream.map(lambda token: token.token_id).map(lambda i: 2 * i)
         assert isinstance(doubled, ObjectReceiveStream)
         assert await doubled.take(4).take(3).collect() == [2 * i for i in expected[:3]]
@@ -138,7 +138,7 @@ async def test_cancelled_while_it_waits_it_has_taken_nothing(actx: AsyncContext)
 
 
 async def test_all_of_all_streams(actx: AsyncContext) -> None:
-    """Each in its own order, each with its index, and the end when all have ended."""
+    """Each in its own order, with its index, until all have ended."""
     lengths = [5, 40, 1, 20, 3]
     streams = [actx.generate_stream(f"{i} dogs", config(n, buffer_size=2)) for i, n in enumerate(lengths)]
     got: list[list[int]] = [[] for _ in lengths]
@@ -192,7 +192,7 @@ async def test_who_reads_slowly_slows_all_and_loses_nothing(actx: AsyncContext) 
     streams = [actx.generate_stream(f"{i} dogs", config(30, buffer_size=2)) for i in range(3)]
     got: list[list[int]] = [[], [], []]
     async with merge(*streams) as merged:
-        # two in the ring, one on its way
+        # two in the ring, one in transit
         await until(lambda: [stream.tokens_generated() for stream in streams] == [3, 3, 3])
         await until(lambda: actx.statistics().paused == 3)
         assert [stream.tokens_generated() for stream in streams] == [3, 3, 3]
@@ -205,7 +205,7 @@ async def test_who_reads_slowly_slows_all_and_loses_nothing(actx: AsyncContext) 
 
 async def test_a_stream_that_says_nothing_holds_up_no_other(actx: AsyncContext) -> None:
     send, silent = create_memory_object_stream[str]()
-    queued = [endless(actx, stream_delay_ms=A_DAY_MS) for _ in range(7)]  # all slots but one are taken by these
+    queued = [endless(actx, stream_delay_ms=A_DAY_MS) for _ in range(7)]  # these take all slots but one
     for stream in queued:
         await stream.receive()
     talking, waiting = actx.generate_stream(PROMPT, config(20)), actx.generate_stream(PROMPT, config(5))
@@ -220,7 +220,7 @@ async def test_a_stream_that_says_nothing_holds_up_no_other(actx: AsyncContext) 
 
 
 async def test_leaving_early_frees_all_slots(actx: AsyncContext) -> None:
-    async with merge(*(endless(actx) for _ in range(12))) as merged:  # more than there are slots
+    async with merge(*(endless(actx) for _ in range(12))) as merged:  # more than the slots
         async for index, _ in merged:
             if index == 5:
                 break
@@ -237,7 +237,7 @@ async def test_leaving_early_frees_all_slots(actx: AsyncContext) -> None:
 
 
 class Failing(ObjectReceiveStream[int]):
-    """Gives two items and fails, with an error that a sender knows too."""
+    """Yields two items and fails with an error that a sender also handles."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -265,14 +265,14 @@ async def test_a_failure_comes_out_as_itself(error: Exception, actx: AsyncContex
                 if index == 0:
                     got.append(item)
     assert caught.value is error
-    assert got == [1, 0]  # what came before it came
+    assert got == [1, 0]  # items before it were delivered
     assert failing.closed
     assert other.completion().finish_reason == "cancelled"
     await free(actx)
 
 
 async def test_streams_that_fail_together(actx: AsyncContext) -> None:
-    """One of the failures comes out, not a group of them."""
+    """One of the failures is raised, not a group of them."""
     streams = [endless(actx, timeout_ms=1, stream_delay_ms=A_DAY_MS) for _ in range(6)]
     await until(lambda: all(stream.is_finished() for stream in streams))
     with pytest.raises(StreamingError) as caught:  # noqa: PT012

@@ -1,4 +1,4 @@
-"""`TokenStream`: what it offers on top of the contract of a memory object stream, and the completion that it adds up to."""
+"""`TokenStream`: what it offers beyond the contract of a memory object stream, and its completion."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_cancel_leaves_what_was_generated(actx: AsyncContext) -> None:
         first = await stream.receive()
         await full(stream)
         stream.cancel()
-        completion = stream.completion()  # there at once, without waiting for the engine
+        completion = stream.completion()  # available at once, without waiting for the engine
         assert completion.finish_reason == "cancelled"
         stream.cancel()
         tokens = [first, *await stream.collect()]
@@ -179,7 +179,7 @@ async def test_a_cancelled_reader_makes_room_for_another(actx: AsyncContext) -> 
 
 @pytest.mark.parametrize("victims", [(0,), (1,), (0, 1), (0, 1, 2), (0, 3), (1, 2)])
 async def test_readers_that_are_cancelled_leave_the_others_waiting_well(victims: tuple[int, ...], model: Model) -> None:
-    """One of them watches the notifier for all; whichever goes, and whoever was to be next, another takes over."""
+    """One of them watches the notifier for all; whichever ends, even with its successor, another takes over."""
     async with serving(model, n_ctx=256, n_seq_max=1) as context:
         for _ in range(5):
             hog = context.generate_stream("A cat", ONE_TOKEN_A_DAY)
@@ -204,7 +204,7 @@ async def test_readers_that_are_cancelled_leave_the_others_waiting_well(victims:
 
 
 async def test_closing_under_a_reader_that_was_just_rung_for(model: Model) -> None:
-    """Its token is thrown away before it comes to look, and the engine is busy elsewhere: the end must ring anew."""
+    """Its token is discarded before it looks, and the engine is busy elsewhere: the end must notify again."""
     async with serving(model, n_ctx=1024, n_seq_max=6, n_batch=4096, reuse_prefix=False) as context:
         watching = context.generate_stream("A dog", ONE_TOKEN_A_DAY)
         stream = context.generate_stream("A cat", ONE_TOKEN_A_DAY.replace(stream_delay_ms=500))
@@ -255,7 +255,7 @@ async def test_figures_grow_with_the_tokens_and_stay_at_the_end(actx: AsyncConte
         assert stream.is_finished()
         assert stream.tokens_generated() == 20
         assert stream.tokens_per_second() == pytest.approx(stream.completion().timings.tokens_per_second)
-    assert stream.tokens_generated() == 20  # also when it is closed
+    assert stream.tokens_generated() == 20  # even when it is closed
 
 
 async def test_a_rate_needs_two_tokens(actx: AsyncContext) -> None:
@@ -331,7 +331,7 @@ async def test_without_max_tokens_it_ends_with_the_context(max_tokens: int | Non
     async with serving(model, n_ctx=256, n_seq_max=1) as context:
         completion = await context.generate(PROMPT, config(max_tokens))
         assert completion.finish_reason == "length"
-        # All places are taken; the last token is chosen and told, and needs no place of its own.
+        # All cells are used; the last token is sampled and delivered, and needs no cell.
         assert completion.usage.total_tokens == context.n_ctx + 1
 
 

@@ -55,7 +55,7 @@ async def test_stream_into_closes_its_end_and_returns_the_completion(actx: Async
 
 
 async def test_many_streams_into_one_channel(actx: AsyncContext) -> None:
-    prompts = [f"{i} dogs" for i in range(12)]  # more than there are slots
+    prompts = [f"{i} dogs" for i in range(12)]  # more than the slots
     alone = {prompt: (await actx.generate(prompt, config(20))).tokens for prompt in prompts}
     completions: dict[str, Completion] = {}
 
@@ -195,7 +195,7 @@ async def test_a_group_that_the_body_raises_comes_out_as_it_is(n: int, actx: Asy
     with pytest.raises(ExceptionGroup) as caught:
         async with actx.open_stream(PROMPT, config(None, ENDLESS)):
             raise mine
-    # trio takes the group apart and builds it anew.
+    # trio takes the group apart and rebuilds it.
     assert (caught.value.message, caught.value.exceptions) == (mine.message, mine.exceptions)
 
 
@@ -226,7 +226,7 @@ async def test_a_failure_ends_the_stream_and_is_raised_at_the_end_of_the_block(m
             async with context.open_stream(PROMPT, config(None, ENDLESS, buffer_size=4)) as receive:
                 await until(lambda: context.statistics().paused == 1 and context.statistics().tokens_out == 5)
                 await context.aclose()
-                assert len([token async for token in receive]) == 5  # those that came before, in ring and rendezvous
+                assert len([token async for token in receive]) == 5  # those before it, in the ring and in transit
                 ended = True
         assert ended
 

@@ -1,4 +1,4 @@
-"""Asynchronous models and contexts: loading, making, sharing and closing them, and what they keep for reuse."""
+"""Asynchronous models and contexts: loading, creating, sharing and closing them, and what they keep for reuse."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_a_load_that_is_cancelled_before_it_begins() -> None:
 
 
 def test_a_load_in_plain_asyncio_is_cancelled_half_way() -> None:
-    """Task cancellation knows no shield: it leaves at once, and the worker thread undoes the rest by itself."""
+    """Task cancellation cannot be shielded: the task ends at once, and the worker thread undoes the rest by itself."""
     calls: list[float] = []
 
     async def main() -> None:
@@ -189,7 +189,7 @@ async def test_create_raises_errors_unwrapped_and_can_be_cancelled(model: Model)
         scope.cancel()
         await AsyncContext.create(model, SMALL)
     assert scope.cancelled_caught
-    for _ in range(5):  # wherever it is when the time is up
+    for _ in range(5):  # wherever it is when the time limit expires
         with anyio.move_on_after(0.002) as scope:
             async with await AsyncContext.create(model, SMALL):
                 pass
@@ -222,7 +222,7 @@ async def test_closing_is_idempotent_and_a_checkpoint(model: Model) -> None:
         scope.cancel()
         await context.aclose()
     assert scope.cancelled_caught
-    with pytest.raises(ClosedError):  # it was closed all the same
+    with pytest.raises(ClosedError):  # it was closed anyway
         context.generate_stream(PROMPT)
     await context.aclose()
 
@@ -236,9 +236,9 @@ async def test_a_prompt_is_not_computed_again_in_the_same_slot(model: Model) -> 
         first = await context.generate(PROMPT, config())
         again = await context.generate(PROMPT, config())
         n = first.usage.prompt_tokens
-        assert (first.usage.cached_tokens, again.usage.cached_tokens) == (0, n - 1)  # one is left, for its logits
+        assert (first.usage.cached_tokens, again.usage.cached_tokens) == (0, n - 1)  # one is computed, for its logits
         assert again.tokens == first.tokens
-        # A conversation goes on: the prompt and all but the last token of the answer lie there.
+        # A conversation continues: the prompt and all but the last token of the answer are cached.
         longer = await context.generate([*model.tokenize(PROMPT), *first.tokens, 300], config())
         assert longer.usage.cached_tokens >= n + len(first.tokens) - 1
         assert context.statistics().cached_cells > 0
@@ -287,7 +287,7 @@ def in_thread(errors: list[BaseException], function: Callable[[], None]) -> thre
 
 
 def test_two_event_loops_in_two_threads_share_one_context(context: Context) -> None:
-    """Each has a notifier of its own; neither takes the other's tokens or wakes."""
+    """Each has its own notifier; neither takes the other's tokens or wake-ups."""
     expected = {prompt: context.generate(prompt, config(60)).tokens for prompt in ("A dog", "A cat", "Rain", "Snow")}
     barrier = threading.Barrier(2)
     errors: list[BaseException] = []
@@ -315,7 +315,7 @@ def test_two_event_loops_in_two_threads_share_one_context(context: Context) -> N
 
 
 def test_one_context_serves_one_loop_after_the_other(context: Context) -> None:
-    """A stream even moves along: begun under asyncio, read on under trio, and its rest without a loop."""
+    """A stream can even move: started under asyncio, continued under trio, and finished without a loop."""
     shared = AsyncContext(context)
     expected = context.generate(PROMPT, config(30)).tokens
     stream = shared.generate_stream(PROMPT, config(30, buffer_size=2))

@@ -1,4 +1,4 @@
-"""Grammars: what they let through, what happens where one cannot go on, and how bad ones are refused."""
+"""Grammars: what they allow, what happens if one cannot continue, and how bad ones are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mullama import (
 )
 
 PROMPT = "Once upon a time"
-DEAD = 'root ::= "ab" <[99999999]>'  # after "ab" only a token that there is not
+DEAD = 'root ::= "ab" <[99999999]>'  # after "ab", only a token that does not exist
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def text_until_it_fails(stream: TokenIterator, why: str) -> str:
     return "".join(text)
 
 
-# ------------------------------------------------------------------------------------------ what they let through
+# ------------------------------------------------------------------------------------------ what they allow
 
 LANGUAGES = {
     'root ::= "yes" | "no" | "it depends"': r"yes|no|it depends",
@@ -100,7 +100,7 @@ def test_cut_short_it_is_the_beginning_of_something(ctx: Context) -> None:
 
 
 def test_without_one_nothing_is_constrained(ctx: Context) -> None:
-    """Also not by the grammar of whoever had the slot before."""
+    """Nor by the grammar of the slot's previous stream."""
     plain = SamplerParams(seed=3, ignore_eos=True)
     before = ctx.generate(PROMPT, 20, plain).text
     assert re.fullmatch("[0-9]{30}", say(ctx, "root ::= [0-9]{30}").text)
@@ -127,7 +127,7 @@ def test_many_completions_of_one_prompt(ctx: Context) -> None:
     "changes", [{"temperature": 0.0}, {"mirostat": 2}, {"samplers": ["top_k"], "top_k": 1}, {"min_p": 0.9}], ids=repr
 )
 def test_whatever_the_sampling(ctx: Context, changes: dict[str, Any]) -> None:
-    """What the chain would choose by itself is not in the language: it chooses again among what is."""
+    """What the chain would choose by itself does not match: it chooses again among the tokens that do."""
     text = ctx.generate(PROMPT, 40, constrained("root ::= [#%&=]{7}", **changes)).text
     assert re.fullmatch("[#%&=]{7}", text)
 
@@ -171,7 +171,7 @@ def test_an_end_that_is_forbidden_where_the_grammar_has_nothing_else(ctx: Contex
         assert text_until_it_fails(stream, "no token is left") == "abc"
 
 
-# ------------------------------------------------------------------------------------------ where it cannot go on
+# ------------------------------------------------------------------------------------------ if it cannot continue
 
 
 def test_only_that_stream_ends(ctx: Context) -> None:
@@ -198,7 +198,7 @@ async def test_awaited_only_that_stream_ends(model: Model) -> None:
         for _ in range(3):
             async with context.generate_stream(PROMPT, 50, constrained(DEAD)) as stream:
                 seen: list[str] = []
-                mapped = stream.map(lambda token, seen=seen: seen.append(token))  # those before the failure count
+                mapped = stream.map(lambda token, seen=seen: seen.append(token))  # those before the failure
                 with pytest.raises(SamplingError, match="no token is left"):
                     [item async for item in mapped]
             assert "".join(seen) == "ab"
@@ -206,7 +206,7 @@ async def test_awaited_only_that_stream_ends(model: Model) -> None:
 
 
 def test_readings_that_multiply_end_that_stream(ctx: Context) -> None:
-    """Each "a" doubles the ways in which the text can be read. Left alone, the engine would soon do nothing else."""
+    """Each "a" doubles the number of parses. Without a limit, the engine would soon do nothing else."""
     (a,) = (t for t in range(ctx.model.n_vocab) if ctx.model.token_bytes(t) == b"a" and t > 260)
     loud = constrained('root ::= "a" root "b" | "a" root "c" | "d"', logit_bias={a: 1e6})
     with ctx.generate_stream(PROMPT, config=StreamConfig(max_tokens=200, params=ENDLESS, timeout_ms=0)) as neighbour:
@@ -216,12 +216,12 @@ def test_readings_that_multiply_end_that_stream(ctx: Context) -> None:
         assert len(list(neighbour)) == 199
 
 
-EXPLODING = "root ::= c\nc ::= [a-z] (c (c) | c c)"  # doubles with each character, also within a token
+EXPLODING = "root ::= c\nc ::= [a-z] (c (c) | c c)"  # doubles with each character, even within a token
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_readings_that_multiply_within_a_token_end_that_stream(ctx: Context, seed: int) -> None:
-    """One token of ten letters would take hours. The same context serves at once again."""
+    """One token of ten letters would take hours. The same context works again at once."""
     with ctx.generate_stream(PROMPT, config=StreamConfig(max_tokens=200, params=ENDLESS, timeout_ms=0)) as neighbour:
         next(neighbour)
         config = StreamConfig(params=constrained(EXPLODING, seed=seed), max_tokens=None, timeout_ms=0)

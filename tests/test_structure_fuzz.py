@@ -1,7 +1,7 @@
-"""Grammars and schemas that nobody would write, in processes of their own: refused with a typed error or followed, and no more.
+"""Grammars and schemas that nobody would write, in separate processes: refused with a typed error, or followed.
 
-A failed assertion of llama.cpp, an exception that passes through C, a stack that overflows or a loop without end would end
-the process; so the examples run in another one, with a limit on its memory and on the processor time of each.
+A failed assertion in llama.cpp, an exception that passes through C, a stack overflow or an endless loop would end
+the process; so the examples run in another one, with limits on its memory and on the processor time of each.
 """
 
 from __future__ import annotations

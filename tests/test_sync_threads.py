@@ -29,7 +29,7 @@ ONE_TOKEN_A_DAY = config(None, ENDLESS, stream_delay_ms=A_DAY_MS)
 
 @contextmanager
 def thread_of(function: Callable[[], object]) -> Iterator[list[object]]:
-    """Run it in a thread during the block, and join it; what it returned or raised is the list's one item."""
+    """Run it in a thread during the block, and join it; the list's only item is what it returned or raised."""
     results: list[object] = []
 
     def run() -> None:
@@ -38,7 +38,7 @@ def thread_of(function: Callable[[], object]) -> Iterator[list[object]]:
         except BaseException as e:
             results.append(e)
 
-    thread = threading.Thread(target=run, daemon=True)  # so that one that hangs fails this test alone
+    thread = threading.Thread(target=run, daemon=True)  # so that a hanging one fails only this test
     thread.start()
     yield results
     thread.join(60)
@@ -46,7 +46,7 @@ def thread_of(function: Callable[[], object]) -> Iterator[list[object]]:
 
 
 def is_reading(stream: TokenIterator) -> bool:
-    """Whether a thread is inside `next()`; the public way to ask is to be refused, and that may wait instead."""
+    """Whether a thread is inside `next()`; a second public call would be refused, but might wait instead."""
     return stream._reading.locked()
 
 
@@ -54,7 +54,7 @@ def is_reading(stream: TokenIterator) -> bool:
 
 
 def test_many_threads_stream_from_one_context(context: Context) -> None:
-    prompts = [f"{i} dogs" for i in range(12)]  # more than there are slots
+    prompts = [f"{i} dogs" for i in range(12)]  # more than the slots
     alone = [context.generate(prompt, config(40)).tokens for prompt in prompts]
     barrier = threading.Barrier(len(prompts))
 
@@ -77,7 +77,7 @@ def test_a_second_reader_at_once_is_refused(context: Context) -> None:
                 assert caught.value.code == "STREAM_BUSY"
             assert result == []
             stream.cancel()
-        assert result == [None]  # the first reader came to the end, and was not disturbed
+        assert result == [None]  # the first reader reached the end undisturbed
 
 
 def test_a_stream_is_given_away_to_another_thread(context: Context) -> None:
@@ -105,7 +105,7 @@ def test_a_generator_over_a_stream_is_given_away_to_another_thread(context: Cont
 
 @pytest.mark.parametrize("repeat", range(10))
 def test_closing_wakes_a_reader_in_another_thread(repeat: int, context: Context) -> None:
-    """Both wait at one descriptor for the same end, and neither may take it from the other."""
+    """Both wait on one descriptor for the same end, and neither may take it from the other."""
     stream = context.generate_stream(PROMPT, ONE_TOKEN_A_DAY)
     next(stream)
     with thread_of(lambda: next(stream)) as reader:
@@ -128,7 +128,7 @@ def test_cancelling_wakes_a_reader_in_another_thread(context: Context) -> None:
 
 def test_closing_the_context_wakes_readers_in_other_threads(model: Model) -> None:
     context = Context(model, n_ctx=256, n_seq_max=1, n_threads=2)
-    streams = [context.generate_stream(PROMPT, ONE_TOKEN_A_DAY) for _ in range(2)]  # one runs, the other is queued
+    streams = [context.generate_stream(PROMPT, ONE_TOKEN_A_DAY) for _ in range(2)]  # one is running, the other queued
     with thread_of(lambda: list(streams[0])) as running, thread_of(lambda: list(streams[1])) as queued:
         wait_until(lambda: all(is_reading(stream) for stream in streams))
         context.close()
@@ -153,7 +153,7 @@ def interrupted_once(is_time: Callable[[], bool], how: str) -> Iterator[None]:
         wait_until(is_time)
         if how == "to the process":
             os.kill(os.getpid(), signal.SIGUSR1)
-        elif how == "to this other thread":  # the main thread's wait is not broken by that, and notices all the same
+        elif how == "to this other thread":  # this does not interrupt the main thread's wait, but it notices anyway
             signal.raise_signal(signal.SIGUSR1)
         else:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
@@ -175,7 +175,7 @@ def test_a_signal_handler_that_raises_breaks_the_wait(how: str, context: Context
         first = next(stream)
         with interrupted_once(lambda: is_reading(stream), how), pytest.raises(Interrupt):
             next(stream)
-        tokens = [first, *stream]  # nothing was lost, and it goes on
+        tokens = [first, *stream]  # nothing was lost, and it continues
         assert [token.token_id for token in tokens] == list(stream.completion().tokens)
         assert len(tokens) == 2
 

@@ -1,4 +1,4 @@
-"""Bytes to text: UTF-8 assembly and stop strings against a slow oracle, then end to end on the bundled model."""
+"""Bytes to text: UTF-8 assembly and stop strings compared with a slow oracle, then end to end on the bundled model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mullama._core import Text
 
 # Few letters, so that stop strings overlap each other and themselves; one character of each length in UTF-8.
 LETTERS = "aab\n é€😀\ufffd"
-# What tokens are made of: characters whole and in pieces, and bytes that no character has.
+# What tokens are made of: whole and partial characters, and invalid bytes.
 FRAGMENTS = [c.encode() for c in LETTERS] + [
     *(b"\xc3", b"\xa9", b"\xe2", b"\x82", b"\xac", b"\xe2\x82", b"\xf0", b"\x9f", b"\x98", b"\x80", b"\xf0\x9f\x98"),
     *(b"\xff", b"\xc0", b"\xc1\xbf", b"\xf5", b"\xed\xa0\x80", b"\xe0\x9f", b"\xf0\x8f", b"\xf4\x90", b"\xef\xbf"),
@@ -27,14 +27,14 @@ anything = st.one_of(texts, fragments, st.binary(max_size=24))
 
 @st.composite
 def split(draw: st.DrawFn, source: st.SearchStrategy[bytes] = anything) -> list[bytes]:
-    """Some bytes, cut into tokens anywhere; some tokens are empty."""
+    """Some bytes, split into tokens at any point; some tokens are empty."""
     data = draw(source)
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=len(data) + 2)))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
 def find(text: str, stops: Sequence[str]) -> tuple[int, int] | None:
-    """Where the stop string begins that ends first in the text, and which one it is; the longest of several."""
+    """The start and index of the stop string that ends first in the text; the longest of several."""
     for end in range(len(text) + 1):
         ending = [(-len(stop), i) for i, stop in enumerate(stops) if text[:end].endswith(stop)]
         if ending:
@@ -44,11 +44,11 @@ def find(text: str, stops: Sequence[str]) -> tuple[int, int] | None:
 
 
 def held(text: str, stops: Sequence[str]) -> int:
-    """How much of the end of the text may still become a stop string."""
+    """The length of the text's end that may still become a stop string."""
     return max((n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
 
 
-# Beginnings of characters. (Python's incremental decoder keeps those of surrogates too, which are invalid already.)
+# Starts of characters. (Python's incremental decoder also keeps those of surrogates, which are already invalid.)
 OPEN = {
     chr(point).encode()[:n]
     for point in range(0x80, 0x110000, 64)
@@ -58,13 +58,13 @@ OPEN = {
 
 
 def decided(data: bytes) -> str:
-    """The text of some bytes, without the beginning of a character at their end."""
+    """The text of some bytes, without a partial character at the end."""
     open_bytes = next((n for n in (1, 2, 3) if data[-n:] in OPEN), 0)
     return data[: len(data) - open_bytes].decode(errors="replace")
 
 
 def oracle(tokens: Sequence[bytes], stops: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """What each token shows, and the stop string that it completes or -1; the last item is the end's."""
+    """The text of each token, and the stop string that it completes or -1; the last item is for the end."""
     shown = 0
     for n in range(1, len(tokens) + 2):
         token, data = tokens[n - 1] if n <= len(tokens) else None, b"".join(tokens[:n])
@@ -78,7 +78,7 @@ def oracle(tokens: Sequence[bytes], stops: Sequence[str]) -> Iterator[tuple[str,
 
 
 def assemble(tokens: Sequence[bytes], stops: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """The same from the engine's own assembly."""
+    """The same, by the engine's own assembly."""
     text = Text([stop.encode() for stop in stops])
     for token in tokens:
         answer = text.feed(token)
@@ -104,15 +104,15 @@ def test_utf8_is_what_pythons_decoder_makes_of_it(tokens: list[bytes]) -> None:
 
 
 @given(split(), stop_strings)
-@example([b"aab"], ["ab", "aab"])  # end together: the longer
+@example([b"aab"], ["ab", "aab"])  # both end here: the longer
 @example([b"aabb"], ["b", "aabb"])  # ends first: the shorter
 @example([b"a", b"a", b"a", b"b"], ["aab"])  # a false start that overlaps
-@example([b"ab\xf0"], ["b"])  # the beginning of a character behind the stop string
+@example([b"ab\xf0"], ["b"])  # a partial character after the stop string
 @example([b"a", b"\xff"], ["a\ufffd"])
-@example([b"a", b"\xf0"], ["a\ufffd"])  # which only the end decides
+@example([b"a", b"\xf0"], ["a\ufffd"])  # decided only by the end
 @example([b"\xe2", b"\x82\xac"], ["€"])
 def test_stop_strings_are_found_and_never_shown(tokens: list[bytes], stops: list[str]) -> None:
-    """Token by token: nothing of a stop string is shown, and nothing else is held back longer than it has to be."""
+    """Token by token: no part of a stop string is delivered, and nothing else is held back longer than necessary."""
     assert list(assemble(tokens, stops)) == list(oracle(tokens, stops))
 
 
@@ -137,7 +137,7 @@ PROMPT = "Once upon a time there was"
 
 @pytest.fixture(scope="module")
 def alone(model: Model) -> Iterator[Context]:
-    """One sequence and no reuse, so that a seed settles every token."""
+    """One sequence and no reuse, so that a seed determines every token."""
     with Context(model, n_ctx=512, n_seq_max=1, n_threads=1, reuse_prefix=False) as context:
         yield context
 
@@ -152,7 +152,7 @@ def pieces(model: Model, ids: Sequence[int]) -> list[bytes]:
 
 
 def byte_tokens(model: Model) -> dict[int, int]:
-    """The id of the token of each single byte, as far as the vocabulary has them."""
+    """The token id of each single byte that the vocabulary has."""
     found: dict[int, int] = {}
     for token, piece in enumerate(pieces(model, range(model.n_vocab))):
         if len(piece) == 1:
@@ -174,7 +174,7 @@ def test_each_token_is_one_record_and_all_text_arrives(alone: Context, seed: int
 
 @pytest.mark.parametrize("seed", range(3))
 def test_stop_strings_out_of_a_seeded_run(alone: Context, seed: int) -> None:
-    """Each stop string is drawn from what the same seed generates without it: within, at and across tokens' borders."""
+    """Each stop string is taken from the same seed's text without it: within, at and across token boundaries."""
     free = alone.generate(PROMPT, config=config(seed))
     parts = pieces(alone.model, free.tokens)
     ends = [len(b"".join(parts[:i]).decode(errors="ignore")) for i in range(len(parts) + 1)]
@@ -201,7 +201,7 @@ def test_stop_strings_out_of_a_seeded_run(alone: Context, seed: int) -> None:
 
 
 def test_text_that_is_held_back_at_the_end_is_shown(alone: Context) -> None:
-    """The beginning of a stop string that never came belongs to the text; the last record brings it."""
+    """The start of a stop string that was never completed is part of the text; the last record has it."""
     free = alone.generate(PROMPT, config=config(1, 30))
     stop = free.text[-3:] + "that does not come"
     completion = alone.generate(PROMPT, config=config(1, 30, [stop]))
@@ -210,10 +210,10 @@ def test_text_that_is_held_back_at_the_end_is_shown(alone: Context) -> None:
 
 @pytest.mark.parametrize("written", ["é", "€", "😀"])
 def test_characters_that_are_split_over_byte_tokens_arrive_whole(alone: Context, written: str) -> None:
-    """The model is made to write one character over and over, a token for each byte: all but the last show nothing."""
+    """The model is made to write one character repeatedly, one token per byte: all but the last have no text."""
     tokens = byte_tokens(alone.model)
     ids = [tokens[byte] for byte in written.encode()]
-    # Each byte is likelier than the next, and none comes again before the others did.
+    # Each byte is more likely than the next, and none is repeated before the others.
     bias = {token: 1e4 - 1e3 * i for i, token in enumerate(ids)}
     cycle = {"logit_bias": bias, "presence_penalty": 1e5, "penalty_last_n": len(ids) - 1, "temperature": 0.0}
     with alone.generate_stream(PROMPT, config=config(1, 3 * len(ids) + 1, **cycle)) as stream:
@@ -225,14 +225,14 @@ def test_characters_that_are_split_over_byte_tokens_arrive_whole(alone: Context,
 
 
 def emitted(parts: Sequence[bytes], stops: Sequence[str] = ()) -> list[tuple[str, int]]:
-    """The oracle's answers as records: what the end decides comes with the last token."""
+    """The oracle's results as records: what the end decides comes with the last token."""
     *answers, (text, stop), (rest, last) = oracle(parts, stops)
     return [*answers, (text + rest, max(stop, last))]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_invalid_bytes_become_replacement_characters_once(alone: Context, seed: int) -> None:
-    """Byte tokens at random: most of what they say is no UTF-8, and each record shows what the oracle says."""
+    """Random byte tokens: most of the bytes are not UTF-8, and each record has the text that the oracle gives."""
     tokens = byte_tokens(alone.model)
     likely = {tokens[byte]: 1e3 for byte in b"a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\xff" if byte in tokens}
     sampling = {"logit_bias": likely, "temperature": 1e3, "top_k": 0, "top_p": 1.0}
@@ -264,9 +264,9 @@ def test_stop_strings_among_invalid_bytes(alone: Context, seed: int) -> None:
 
 
 def test_a_cancel_loses_nothing_of_what_was_generated(alone: Context) -> None:
-    """Wherever it comes: the completion has the text of its tokens, also what they only began."""
+    """Wherever it comes: the completion has the text of its tokens, including partial characters."""
     first, second = (byte_tokens(alone.model)[byte] for byte in "é".encode())
-    bias = {first: 1e4, second: 1e4}  # one half of a character after the other, since none comes twice
+    bias = {first: 1e4, second: 1e4}  # one half of a character after the other, since neither is repeated
     halves = {"logit_bias": bias, "presence_penalty": 1e5, "penalty_last_n": 1, "temperature": 0.0}
     outcomes = set()
     for i in range(300):

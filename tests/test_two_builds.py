@@ -20,7 +20,7 @@ assert completion.text, completion
 print("mullama", len(completion.tokens))
 """
 
-# With all its symbols for everyone to see, which is the worst that another package can do.
+# With all its symbols visible globally, which is the worst that another package can do.
 OTHER = """
 import os, sys
 sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)

@@ -1,4 +1,4 @@
-"""What users write passes a strict type checker, and what is wrong does not."""
+"""Correct user code passes a strict type checker, and wrong code does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings: their shape, poolings and lengths, one by one or many at once, with decoders and encoders; and likeness."""
+"""Embeddings: their shape, poolings and lengths, one by one or in batches, with decoders and encoders; and similarity."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ def test_rows_of_float32(pooling: str | None, context: Context) -> None:
     assert context.embed_batch([], pooling=pooling).shape == (0, context.model.n_embd)
     one = context.embed(TEXTS[0], pooling=pooling)
     assert (one.shape, one.dtype) == ((context.model.n_embd,), np.float32)
-    rows += 1  # the caller's own
+    rows += 1  # the array belongs to the caller
     np.testing.assert_allclose(rows[1], rows[4], **CLOSE)
 
 
 def test_poolings_differ_where_they_should(context: Context) -> None:
     by = {pooling: context.embed("The little dog sleeps", pooling=pooling) for pooling in (None, "mean", "cls", "last")}
-    np.testing.assert_allclose(by[None], by["mean"], atol=1e-6)  # the model has none of its own
+    np.testing.assert_allclose(by[None], by["mean"], atol=1e-6)  # the model does not define one
     for one, other in (("mean", "cls"), ("mean", "last"), ("cls", "last")):
         assert not np.allclose(by[one], by[other], atol=0.05)
-    # The first token looks at itself only, so all texts begin alike; the last one knows them apart.
+    # The first token attends only to itself, so it is the same for all texts; the last one differs.
     first = context.embed_batch(["The little dog", "Rain and snow"], pooling="cls")
     np.testing.assert_allclose(first[0], first[1], **CLOSE)
     last = context.embed_batch(["The little dog", "Rain and snow"], pooling="last")
@@ -87,7 +87,7 @@ def test_the_model_says_how_to_pool(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n_ctx", [40, 100, 256, 300, 1024])
 def test_a_batch_is_what_its_texts_are_one_by_one(n_ctx: int, model: Model) -> None:
-    """More texts than go into a batch, and more tokens."""
+    """More texts than fit into a batch, and more tokens."""
     texts = [f"{'dog ' * (i % 9)}number {i}" for i in range(50)]
     with Context(model, n_ctx=n_ctx, n_seq_max=1, n_threads=2) as context:
         rows = context.embed_batch(texts, pooling="last")
@@ -98,7 +98,7 @@ def test_a_batch_is_what_its_texts_are_one_by_one(n_ctx: int, model: Model) -> N
 
 
 def test_a_text_as_long_as_the_context(model: Model) -> None:
-    """Longer than the first room for it, too; and one token more is too much."""
+    """Longer than the initial buffer, too; and one more token is too much."""
     for n_ctx in (300, 1500):
         with Context(model, n_ctx=n_ctx, n_seq_max=1, n_threads=2) as context:
             (token,) = model.tokenize(" a", add_special=False)[-1:]
@@ -138,7 +138,7 @@ def test_wrong_texts(context: Context) -> None:
 
 
 def test_an_encoder(tmp_path: Path) -> None:
-    """It reads in both directions, knows 512 positions, and does not generate: that is an error, not nonsense."""
+    """It is bidirectional, has 512 positions, and cannot generate: that raises an error."""
     model = Model.load(encoder(tmp_path / "bert.gguf", pooling=gguf.PoolingType.MEAN))
     with Context(model, n_ctx=512, n_threads=1) as context:
         texts = [f"number {i} of the dogs" for i in range(40)]
@@ -197,7 +197,7 @@ async def test_generation_and_the_loop_go_on(actx: AsyncContext, tmp_path: Path)
         nonlocal done
         try:
             rows = await actx.embed_batch(TEXTS * 10)
-            np.testing.assert_allclose(rows, np.tile(plain, (10, 1)), **CLOSE)  # an adapter is worn by its stream only
+            np.testing.assert_allclose(rows, np.tile(plain, (10, 1)), **CLOSE)  # adapters apply to streams only
         finally:
             done = True
 
@@ -221,7 +221,7 @@ async def test_cancelled(actx: AsyncContext) -> None:
     assert (await actx.embed("a")).shape == (actx.model.n_embd,)
 
 
-# Much more than is computed before someone interrupts it; `began` is set when the last of them was taken.
+# Many more than are computed before an interruption; `began` is set when the last one was taken.
 def many_texts(began: threading.Event) -> Iterator[str]:
     yield from ["the little dog " * 100] * 2000
     began.set()
@@ -239,7 +239,7 @@ async def test_cancelled_while_it_computes(actx: AsyncContext) -> None:
 
 
 def test_the_program_ends_while_it_computes() -> None:
-    """In a thread that nobody waits for, which Python freezes as soon as it wants the GIL."""
+    """In a thread that nobody joins, which Python freezes as soon as it needs the GIL."""
     program = """
 import threading
 import mullama
@@ -291,7 +291,7 @@ def test_the_same_after_a_generation(context: Context) -> None:
     assert (context.embed_batch(TEXTS) == before).all()
 
 
-# ---------------------------------------------------------------------------------------------------------- likeness
+# ---------------------------------------------------------------------------------------------------------- similarity
 
 
 def test_what_is_alike(context: Context) -> None:
@@ -346,7 +346,7 @@ def test_what_is_no_vector(a: Any, b: Any) -> None:
     st.sampled_from([1e-300, 1.0, 1e7]),
 )
 def test_it_is_a_cosine(pair: tuple[list[float], list[float]], factor: float) -> None:
-    """Whatever the numbers: from -1 to 1, the same the other way round, and 1 with itself."""
+    """For any numbers: from -1 to 1, symmetric, and 1 with itself."""
     a, b = pair
     result = cosine_similarity(a, b)
     assert -1 <= result <= 1

@@ -1,4 +1,4 @@
-"""Other models' vocabularies: tokenising and its way back against what llama.cpp's own tests expect, and the facts."""
+"""Other models' vocabularies: tokenising and detokenising compared with what llama.cpp's own tests expect, and metadata."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def load(file: Path) -> Model:
 
 
 def pairs(file: Path) -> list[tuple[str, list[int]]]:
-    """The texts, which a line that marks ends, and the ids of each, on a line of their own."""
+    """The texts, separated by marker lines, and the ids of each, one line per text."""
     texts = file.with_name(file.name + ".inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
-    if texts[-1] == "":  # behind the last mark there is no text
+    if texts[-1] == "":  # no text follows the last marker
         texts.pop()
     lines = file.with_name(file.name + ".out").read_text("utf-8").splitlines()
     return list(zip(texts, [[int(word) for word in line.split()] for line in lines], strict=True))
@@ -56,20 +56,20 @@ def test_tokens_are_those_that_llama_cpp_expects(file: Path) -> None:
 
 @pytest.mark.parametrize("file", EXPECTED, ids=name)
 def test_text_comes_back(file: Path) -> None:
-    """BERT's vocabulary folds letters and spaces together; every other gives back what it was given."""
+    """BERT's vocabulary normalises letters and spaces; every other one restores the text."""
     model = load(file)
     for text, ids in pairs(file):
         if model.architecture == "bert":
             assert model.detokenize(ids).split() == model.detokenize(model.tokenize(text)).split()
         else:
             assert model.detokenize(model.tokenize(text)) == text
-            again = model.detokenize(ids)  # from the middle of a text, a first space stays
+            again = model.detokenize(ids)  # as from the middle of a text, a leading space is kept
             assert again in (text, " " + text)
 
 
 @pytest.mark.parametrize("file", EXPECTED, ids=name)
 def test_tokens_one_by_one_are_the_same_text(file: Path) -> None:
-    """What a stream shows of each token adds up to the whole, as bytes."""
+    """The bytes that a stream has for each token add up to the whole text."""
     model = load(file)
     for _, ids in pairs(file):
         joined = b"".join(model._core.detokenize([token], False) for token in ids)
@@ -104,7 +104,7 @@ def test_threads_share_a_vocabulary() -> None:
         assert all(pool.map(all_of_it, range(16)))
 
 
-FACTS = {  # architecture, n_vocab, token_bos, token_eos: as the makers of these models publish them
+FACTS = {  # architecture, n_vocab, token_bos, token_eos: as published by the authors of these models
     "gpt-2": ("gpt2", 50257, 50256, 50256),
     "llama-spm": ("llama", 32000, 1, 2),
     "llama-bpe": ("llama", 128256, 128000, 128001),

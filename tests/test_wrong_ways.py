@@ -1,4 +1,4 @@
-"""What somebody tries who knows other libraries: it works, or the error names the way that does."""
+"""What users of other libraries may try: it works, or the error names the right way."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENDLESS = StreamConfig(max_tokens=None, timeout_ms=0, params=SamplerParams(ignor
 
 pytestmark = pytest.mark.anyio
 
-# -- making things
+# -- creating objects
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ async def test_an_item_whose_function_fails_is_gone(actx: AsyncContext) -> None:
     assert failed[0] + rest == (await actx.generate(PROMPT, 3, temperature=0)).text
 
 
-# -- asking
+# -- options
 
 
 async def test_contexts_tokenize(context: Context, actx: AsyncContext) -> None:
@@ -141,7 +141,7 @@ async def test_contexts_tokenize(context: Context, actx: AsyncContext) -> None:
         assert one.token_is_eog(one.model.token_eos)
 
 
-# -- looking
+# -- repr
 
 
 def test_what_a_context_shows(model: Model) -> None:

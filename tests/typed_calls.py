@@ -1,4 +1,4 @@
-"""Calls that type checkers must refuse, and others that they must not; only looked at by `make types`, never run."""
+"""Calls that type checkers must reject, and others that they must accept; only checked by `make types`, never run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A checkout that is built in seconds: the real setup.py and tools, with a llama.cpp that is as small as can be (the same
-targets, a function each) and a package of two sources."""
+"""A checkout that builds in seconds: the real setup.py and tools, with a minimal llama.cpp (the same
+targets, one function each) and a package of two sources."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LLAMA = {
         const char * ggml_name() { return *ggml_backend_cpu_reg(); }
         #endif
     """,
-    # Of two such libraries in one program the linker would keep one `name`, and refuse one `reg`.
+    # Of two such libraries in one program, the linker would keep one `name` and reject one `reg`.
     "cpu.cpp": """
         inline const char * name() { static const char * kept = NAME; return kept; }
         const char * reg = name();
@@ -90,7 +90,7 @@ BUILD = (
 
 
 class Tree:
-    """Such a checkout in a folder; `llama` and `package` are files of another kind."""
+    """Create such a checkout in a folder; `llama` and `package` replace files."""
 
     def __init__(
         self, folder: Path, *, llama: dict[str, str] | None = None, package: dict[str, str] | None = None
@@ -106,7 +106,7 @@ class Tree:
             shutil.copy2(ROOT / name, folder / name)
 
     def elsewhere(self, folder: Path) -> Tree:
-        """The tree that this one is copied or moved to."""
+        """A copy of this tree, or the tree moved there."""
         tree = copy.copy(self)
         tree.folder, tree.llama = folder, folder / self.llama.name
         return tree
@@ -131,13 +131,13 @@ class Tree:
         )
 
     def build(self, **environment: str) -> str:
-        """Build in place, and give what was said."""
+        """Build in place, and return the output."""
         run = self.try_to_build(**environment)
         assert run.returncode == 0, run.stdout
         return run.stdout
 
     def names(self, *emulator: str, before: str = "", after: str = "") -> str:
-        """What the extension says in a process of its own, which may do something before and after."""
+        """The extension's result in a separate process, which may run code before and after."""
         code = f"{before}\nimport mullama._core\nprint(mullama._core.get().decode())\n{after}"
         command = [*emulator, sys.executable, "-c", code]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

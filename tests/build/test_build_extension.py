@@ -1,5 +1,5 @@
-"""The built extension and the build as such: one visible symbol, a second build that does nothing, errors
-that name the command that mends them, the licences."""
+"""The built extension and the build: one visible symbol, a second build that does nothing, errors
+that name the command that fixes them, the licences."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_unknown_sanitizer_is_named(tmp_path: Path) -> None:
 
 
 def test_without_cmake_it_says_how_to_get_it(tmp_path: Path) -> None:
-    """An environment of its own that has setuptools but neither CMake nor a PATH that leads to one."""
+    """A separate environment that has setuptools but no CMake, not even on the PATH."""
     if (Path(sys.executable).parent / "cmake").exists():
         pytest.skip("CMake comes from this environment")
     compilers = {name: path for name in ("CC", "CXX") if (path := shutil.which("cc" if name == "CC" else "c++"))}

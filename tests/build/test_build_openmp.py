@@ -52,7 +52,7 @@ REGION = """
         return n;
     }
 """
-# Those of ggml-quants.c: two results of a loop whose rounds are shared out.
+# As in ggml-quants.c: two results of a loop whose iterations are shared among threads.
 LOOP = """
     long small_loop() {
         long sum = 0;
@@ -114,7 +114,7 @@ pytestmark = [
 
 
 def newest(name: str) -> str | None:
-    """A compiler by its plain name, or the newest by the name that Debian gives it."""
+    """A compiler by its plain name, or the newest by Debian's versioned name."""
     plain = shutil.which(name)
     return plain or next((found for n in range(30, 10, -1) if (found := shutil.which(f"{name}-{n}"))), None)
 
@@ -155,7 +155,7 @@ def test_a_call_that_is_not_answered_fails_the_build(tree: Tree) -> None:
     assert "calls of OpenMP that mullama does not answer: GOMP_critical_end, GOMP_critical_start." in run.stdout
     assert 'export CMAKE_ARGS="-DGGML_OPENMP=OFF"' in run.stdout
     assert "Traceback" not in run.stdout
-    assert tree.names() == f"4 {RIGHT}"  # what was built before is still there
+    assert tree.names() == f"4 {RIGHT}"  # the previous build is still there
 
 
 def test_clangs_calls_fail_the_build(tree: Tree, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_checkout_builds_again_elsewhere(tmp_path: Path, way: str) -> None:
     second = first.elsewhere(tmp_path / "second")
     if way == "copied":
         shutil.copytree(first.folder, second.folder)
-        for path in second.folder.rglob("*"):  # times of its own, by which what was built looks younger than its sources
+        for path in second.folder.rglob("*"):  # with timestamps by which the built files look newer than their sources
             age = 30 if path.is_relative_to(second.folder / "build") else 60
             os.utime(path, (time.time() - age,) * 2)
         first.write("mullama/_native/names.cpp", "#error this is of the other checkout")

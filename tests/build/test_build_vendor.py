@@ -1,5 +1,5 @@
-"""How llama.cpp's source, and the model that tests on real weights use, are placed: hash before unpacking, nothing out of
-its folder, whole or not at all, and errors that name the command that fixes them. Real archives, real processes."""
+"""How llama.cpp's source and the model for the tests on real weights are unpacked: hash first, nothing outside
+the folder, atomically, with errors that name the command that fixes them. Real archives, real processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TREE = {
 
 
 def archive(path: Path, files: dict[str, str], links: dict[str, str] | None = None) -> vendor.Pin:
-    """Write a package with these files, and give the pin that fits it."""
+    """Write a package with these files, and return its pin."""
     with tarfile.open(path, "w:gz") as tar:
         for name, text in files.items():
             info = tarfile.TarInfo(name)
@@ -240,7 +240,7 @@ def test_a_checkout_that_is_none_is_named(checkout: Path) -> None:
 
 
 def model_package(checkout: Path) -> Path:
-    """A shelf with a package that is called like the pinned one."""
+    """A folder of packages, with one that has the name of the pinned one."""
     pin = smollm2.read_pin()
     shelf = checkout / "shelf"
     shelf.mkdir()

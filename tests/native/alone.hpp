@@ -1,6 +1,6 @@
 // Stream, ring and notifier without an engine: the real classes, compiled in under another namespace, where each atomic
-// operation may pause, beside an Engine of which only the mailbox and the waiting are left. It needs neither llama.cpp nor
-// a model, and may be linked with the real engine all the same. `MULLAMA_SOCKETPAIR` takes the other kind of notifier.
+// operation may pause, with an Engine reduced to the mailbox and the waiting. It needs neither llama.cpp nor
+// a model, but may be linked with the real engine. `MULLAMA_SOCKETPAIR` selects the other kind of notifier.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,7 @@ class Random {
 thread_local bool tight = false;
 thread_local Random pauses{uint64_t(std::hash<std::thread::id>()(std::this_thread::get_id()))};
 
-// Mostly nothing, now and then a moment.
+// Mostly no pause, sometimes a short one.
 void pause() {
     if (tight) return;
     const uint64_t n = pauses(512);
@@ -85,7 +85,7 @@ template <typename T> class pausing_atomic {
 
 }  // namespace std
 
-#define mullama mullama_alone  // not the engine's own classes, where those are linked in too
+#define mullama mullama_alone  // not the engine's own classes, which may be linked in too
 #define atomic pausing_atomic
 
 #include "engine/engine.hpp"
@@ -104,12 +104,12 @@ template <typename T> class pausing_atomic {
 
 namespace {
 
-std::atomic<uint64_t> moved{0};  // what the watchdog looks at
+std::atomic<uint64_t> moved{0};  // checked by the watchdog
 std::atomic<uint64_t> wakes{0};  // of engines
-std::atomic<uint64_t> places{0};  // in engines, that were given back
+std::atomic<uint64_t> places{0};  // places in engines that were given back
 std::atomic<uint64_t> submissions{0};
 
-// Aborts when nothing has moved for so long: then a wake-up was lost.
+// Aborts if nothing has moved for that long: then a wake-up was lost.
 class Watchdog {
   public:
     explicit Watchdog(int seconds) : thread_([this, seconds] { watch(seconds); }) {}
@@ -144,7 +144,7 @@ std::string text_of(int32_t stream, int64_t i) {
     return text;
 }
 
-constexpr uint32_t n_top = 2;  // candidates that come with each record
+constexpr uint32_t n_top = 2;  // candidates per record
 
 mullama::Request make_request(int32_t number, uint32_t capacity, int64_t n) {
     mullama::Request request;
@@ -175,7 +175,7 @@ bool append(mullama::Stream & stream, int64_t i) {
     return stream.append(choice, text_of(stream.request().prompt[0], i), finish);
 }
 
-// That it is record i, whole.
+// Checks that it is record i, complete.
 void check_record(const mullama::Stream & stream, const mullama::Record & record, int64_t i) {
     const bool last = i + 1 == stream.request().max_tokens;
     CHECK(record.token == i);
@@ -190,7 +190,7 @@ void check_record(const mullama::Stream & stream, const mullama::Record & record
 
 namespace mullama {
 
-// ------------------------------------------------------------------------------------------------ what is left of an engine
+// ------------------------------------------------------------------------------------------------ the reduced engine
 
 void FreeSampler::operator()(common_sampler *) const {}
 std::shared_mutex & lora_mutex() {
@@ -229,7 +229,7 @@ void Engine::wake() {
 
 void Engine::cancelled() { wake(); }
 
-// Here it forgets the mail, which nobody takes where no loop runs.
+// Here it discards the mail, which nobody takes without a loop.
 void Engine::clear_cache() {
     std::lock_guard<std::mutex> lock(mutex_);
     mailbox_.clear();
@@ -241,7 +241,7 @@ void Engine::stop() {
     notify();
 }
 
-// The loop of engine.cpp: take what was submitted, one record for each stream that has room, tell, wait.
+// The loop of engine.cpp: take what was submitted, push one record to each stream that has room, notify, wait.
 void Engine::run() {
     while (true) {
         attention_.store(false);
@@ -286,7 +286,7 @@ using namespace mullama;
 
 namespace {
 
-// Runs both at the same moment, again and again; `settle` looks at the outcome and makes ready for the next round.
+// Runs both at the same moment, again and again; `settle` checks the outcome and prepares the next round.
 template <typename First, typename Second, typename Settle> void race(int rounds, First first, Second second, Settle settle) {
     std::atomic<int> begun{0}, done{0};
     const auto await = [](std::atomic<int> & counter, int value) {
@@ -305,7 +305,7 @@ template <typename First, typename Second, typename Settle> void race(int rounds
     tight = true;
     for (int round = 1; round <= rounds; ++round) {
         begun.store(round);
-        // meet the other at another place each time
+// meet the other at a different point each time
         for (volatile int i = round % 2 ? round % 64 : round * 7 % 600; i > 0; i = i - 1) {}
         first();
         await(done, round);

@@ -1,6 +1,6 @@
-// The rules of a ring and its notifier one by one, and the three pairs of lines on which a wake-up hangs, racing each other.
+// The rules of a ring and its notifier one by one, and races between the three pairs of lines on which a wake-up depends.
 //
-// In a race both lines run at the same moment, without pauses, so that an order that is too weak shows; ring_stress.cpp
+// In a race both lines run at the same moment, without pauses, so that too weak a memory order shows; ring_stress.cpp
 // puts pauses between lines instead.
 //
 //     ring_races [ROUNDS]
@@ -8,7 +8,7 @@
 
 namespace {
 
-// Exactly `capacity` records fit, wherever in the ring they lie, and the reader that makes room is told to say so once.
+// Exactly `capacity` records fit, wherever in the ring they are, and the reader that makes room must notify exactly once.
 void check_capacity(uint32_t capacity) {
     auto engine = std::make_shared<Engine>(nullptr, EngineParams());
     auto kept = make_stream(engine, 0, capacity, -1);
@@ -29,7 +29,7 @@ void check_capacity(uint32_t capacity) {
             stream.pop();
         }
     }
-    // the notifier: not unless armed, once for each time it was, and answered rings do not come back
+// the notifier: only if armed, once each time, and drained notifications do not come back
     CHECK(poll(&entry, 1, 0) == 0);
     stream.notify();
     CHECK(poll(&entry, 1, 0) == 0);
@@ -63,7 +63,7 @@ void check_races(int rounds) {
     auto notifier = std::make_shared<Notifier>();
     pollfd entry{notifier->fd(), POLLIN, 0};
 
-    // The reader makes room while the engine looks for some: the engine sees it, or is woken.
+    // The reader makes room while the engine looks for it: the engine sees it, or is woken.
     bool full = false;
     uint64_t woken = wakes.load();
     CHECK(append(stream, 0));
@@ -76,7 +76,7 @@ void check_races(int rounds) {
          });
     stream.pop();
 
-    // A record comes while the reader goes to sleep: the reader sees it, or the notifier rings.
+    // A record arrives while the reader goes to sleep: the reader sees it, or is notified.
     bool seen = false;
     race(rounds, [&] { stream.arm(notifier); seen = stream.ready(); },
          [&] { CHECK(append(stream, 0)); stream.notify(); },
@@ -87,7 +87,7 @@ void check_races(int rounds) {
              notifier->drain();
          });
 
-    // A record comes while the reader answers the ring of another: it is seen, or rings anew; and so does the next.
+    // A record arrives while the reader drains an earlier notification: it is seen, or notifies again; and so does the next.
     stream.arm(notifier);
     notifier->notify();
     race(rounds, [&] { notifier->drain(); seen = stream.ready(); },

@@ -1,4 +1,4 @@
-// The same as ring_races.cpp with the notifier of systems that have no eventfd.
+// The same as ring_races.cpp, with the notifier for systems without eventfd.
 #define MULLAMA_SOCKETPAIR
 
 #include "ring_races.cpp"

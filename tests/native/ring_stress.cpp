@@ -1,13 +1,13 @@
-// A million records between threads, over rings of one record to 32, and not one of them, nor a wake-up, is lost.
+// A million records between threads, over rings of 1 to 32 records, without losing a record or a wake-up.
 //
-// Readers are the two shells in small: a thread a stream with a notifier of its own (mullama/_sync.py), and one thread that
-// reads many streams of two engines over one notifier (mullama/_bell.py). Some cancel; some wait until the ring is full, to
-// count it. What is between them is in alone.hpp: the real classes, in which each line of one side comes to lie between
-// any two of the other.
+// The readers are small versions of the two shells: a thread per stream with its own notifier (mullama/_sync.py), and one that
+// reads many streams of two engines with one notifier (mullama/_bell.py). Some cancel; some wait until the ring is full, to
+// count it. Between them are the real classes (alone.hpp), with pauses that place each line of one side between
+// any two lines of the other.
 //
 //     ring_stress [RECORDS [SEED [SECONDS]]]
 //
-// Ends with 0, or aborts with a line that says what went wrong; also when nothing has moved for so many seconds (60).
+// Exits with 0, or aborts with a line that says what went wrong, for example that nothing has moved for SECONDS (60).
 #include "alone.hpp"
 
 namespace {
@@ -24,13 +24,13 @@ class Reader {
 
     Stream & stream() { return *stream_; }
 
-    // Everything that lies ready. True: it is over. As Generation.take, which looks once more after it saw the end.
+    // Everything that is ready; true if the stream is over. Like Generation.take, which looks once more after it saw the end.
     bool drain() {
         while (take()) {}
         if (!stream_->ended()) return false;
         while (take()) {}
         const Outcome outcome = stream_->outcome();
-        const bool whole = outcome.finish == Finish::length;  // also where cancel() came behind the last record
+        const bool whole = outcome.finish == Finish::length;  // even if cancel() came after the last record
         CHECK(whole ? outcome.tokens.size() == size_t(n_) : cancelled_ && outcome.finish == Finish::cancelled);
         CHECK(int64_t(outcome.tokens.size()) == (cancelled_ ? until_ : n_));
         CHECK(next_ == (cancelled_ ? until_ : n_));
@@ -50,14 +50,14 @@ class Reader {
         CHECK(stream_->buffered() <= stream_->request().buffer_size);
         if (next_ == cancel_at_ && stream_->cancel()) {
             cancelled_ = true;
-            until_ = next_ + stream_->buffered();  // what lies ready can be read, and nothing is added
+            until_ = next_ + stream_->buffered();  // ready records can be read, and nothing is added
             CHECK(stream_->generated() == until_);
         }
         return true;
     }
 
-    // A reader that stops leaves exactly as many records as the ring holds. (If never, the watchdog says so. `paused` may
-    // also show for a moment while the engine looks whether it is to pause.)
+    // A reader that stops leaves exactly as many records as the ring holds. (Or the watchdog aborts. `paused` may
+    // also be set for a moment while the engine checks whether to pause.)
     void count_a_full_ring() {
         const int64_t capacity = stream_->request().buffer_size;
         while (!stream_->paused() || stream_->buffered() < capacity) {
@@ -83,7 +83,7 @@ void wait_for(Notifier & notifier) {
     notifier.drain();
 }
 
-// The blocking shell: one thread, one stream at a time, a notifier of its own that goes with it.
+// The blocking shell: one thread, one stream at a time, each with its own notifier.
 void read_alone(std::shared_ptr<Engine> engine, uint32_t capacity, int64_t records, int64_t each, uint64_t seed) {
     for (int32_t number = 0; records > 0; ++number, records -= each) {
         Reader reader(engine, number, capacity, each, seed + uint64_t(number));
@@ -99,7 +99,7 @@ void read_alone(std::shared_ptr<Engine> engine, uint32_t capacity, int64_t recor
     }
 }
 
-// The awaiting shell: one thread and one notifier for all streams of all engines; it waits only if none of them is ready.
+// The async shell: one thread and one notifier for all streams of all engines; it waits only if none of them is ready.
 void read_together(std::vector<std::shared_ptr<Engine>> engines, uint32_t capacity, int64_t records, int64_t each,
                    uint64_t seed) {
     const int64_t rounds = std::max<int64_t>(1, records / each / int64_t(3 * engines.size()));
@@ -131,7 +131,7 @@ void read_together(std::vector<std::shared_ptr<Engine>> engines, uint32_t capaci
 }  // namespace
 
 int main(int argc, char ** argv) {
-    const int64_t records = argc > 1 ? std::atoll(argv[1]) : 1200000;  // a sixth of which is cancelled
+    const int64_t records = argc > 1 ? std::atoll(argv[1]) : 1200000;  // a sixth of them cancelled
     const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : uint64_t(now_us());
     const int seconds = argc > 3 ? std::atoi(argv[3]) : 60;
     std::printf("ring_stress: %s, %lld records, seed %llu\n", MULLAMA_EVENTFD ? "eventfd" : "socketpair", (long long) records,
@@ -139,7 +139,7 @@ int main(int argc, char ** argv) {
     std::fflush(stdout);
     Watchdog watchdog(seconds);
     const uint32_t capacities[] = {1, 2, 3, 32};
-    const int64_t shares[] = {10, 15, 25, 50};  // per cent: small rings wait for each other at every record
+    const int64_t shares[] = {10, 15, 25, 50};  // per cent: with small rings, both sides wait at every record
     for (int k = 0; k < 4; ++k) {
         std::vector<std::shared_ptr<Engine>> engines;
         std::vector<std::thread> engine_threads, readers;

@@ -1,5 +1,5 @@
-// What becomes of a stream that is prepared while several want different things of it: it is submitted or it ends, once, and its
-// place in the engine is given back once, whoever comes first.
+// A stream that is prepared while several threads want different things of it: it is submitted or ends, once, and its place in
+// the engine is given back once, whichever comes first.
 //
 //     stream_races [ROUNDS]
 #include "alone.hpp"
@@ -30,7 +30,7 @@ struct Fixture {
     uint64_t n_left() const { return places.load() - left; }
 };
 
-// Before any race: each by itself.
+// Without a race: each step by itself.
 void check_states() {
     Fixture f;
     f.open();
@@ -92,7 +92,7 @@ void check_races(int rounds) {
              f.open();
          });
 
-    // The engine ends it, for its time is up or the context is closed, while it is submitted.
+    // The engine ends it, because of its deadline or because the context is closed, while it is submitted.
     race(rounds, [&] { f.stream->fail(Finish::timeout, Fault::none, ""); }, [&] { f.stream->submit(make_request(0, 1, -1)); },
          [&] {
              const bool submitted = f.submitted();

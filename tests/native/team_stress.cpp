@@ -1,9 +1,9 @@
-// Teams of one to five threads run hundreds of thousands of regions and barriers, several teams at once on few cores, and no
-// one ever passes a barrier before the others have come, misses a region, takes part in one that is not for it, or sleeps on.
+// Teams of one to five threads run hundreds of thousands of regions and barriers, several teams at once on few cores. No
+// thread passes a barrier before the others arrive, misses a region, takes part in another team's, or fails to wake up.
 //
 //     team_stress [REGIONS]
 //
-// Ends with 0, or aborts with a line that says what went wrong; also when nothing has moved for a minute.
+// Exits with 0, or aborts with a line that says what went wrong, for example that nothing has moved for a minute.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -22,9 +22,9 @@ std::atomic<uint64_t> moved{0};
 
 struct Region {
     Team * team;
-    int n;                                  // who are to take part
+    int n;                                  // participants
     int n_barriers;
-    std::vector<int> counts;                // plain numbers, written by one and read by all: barriers must order them
+    std::vector<int> counts;                // plain numbers, written by one thread and read by all: barriers must order them
     std::atomic<int> n_came{0};
 };
 
@@ -73,7 +73,7 @@ int main(int argc, char ** argv) {
     std::vector<std::thread> captains;
     for (int most : {1, 2, 3, 5}) captains.emplace_back(captain, most, n_regions);
     for (auto & thread : captains) thread.join();
-    for (int i = 0; i < 200; ++i) captain(2, 2);  // made and gone
+    for (int i = 0; i < 200; ++i) captain(2, 2);  // created and destroyed
     over = true;
     watchdog.join();
 }

@@ -1,4 +1,4 @@
-"""The C++ test programs, compiled as the extension was and run to their end."""
+"""The C++ test programs, compiled like the extension and run to completion."""
 
 from __future__ import annotations
 

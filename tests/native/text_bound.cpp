@@ -1,11 +1,11 @@
-// The most text that one record must have room for: nothing that a token completes is longer than Text::bound says.
+// The maximum text of one record: no token completes more text than Text::bound says.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
-#define mullama mullama_alone  // not the engine's own class, where that is linked in too
+#define mullama mullama_alone  // not the engine's own class, which may be linked in too
 #include "text/text.cpp"
 
 using mullama::Text;
@@ -24,7 +24,7 @@ size_t random_below(size_t n) {
 }  // namespace
 
 int main() {
-    // Bytes that begin characters, go on with them, or can do neither; and what stop strings are made of.
+    // Bytes that start characters, continue them, or do neither; and those that stop strings are made of.
     const unsigned char bytes[] = {'a', 'a', 'b', 0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0x98, 0x80, 0xFF, 0xED};
     const char * const letters[] = {"a", "b", "\xC3\xA9", "\xEF\xBF\xBD"};
     size_t longest = 0;
@@ -41,7 +41,7 @@ int main() {
             for (size_t n = random_below(piece + 1); n > 0; --n) token += char(bytes[random_below(sizeof bytes)]);
             int stop = text.feed(token.data(), token.size(), out);
             const bool last = stop >= 0 || i == 11;
-            if (last) text.finish(out);  // the last record brings what was held back, too
+            if (last) text.finish(out);  // the last record also has what was held back
             longest = std::max(longest, out.size());
             if (out.size() > bound) {
                 std::fprintf(stderr, "text_bound: %zu bytes of text out of %zu, where at most %zu were promised\n", out.size(),

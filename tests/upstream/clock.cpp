@@ -1,8 +1,8 @@
-// For each grammar on standard input: the longest time, in processor seconds, that llama.cpp works on it without asking for memory.
+// For each grammar on standard input: the longest processor time, in seconds, for which llama.cpp does not allocate memory.
 //
-// WorkLimit (mullama/_native/checks/work_limit.hpp) looks at its clock when memory is asked for. That holds for as long as every
-// step of llama.cpp's recursion through a grammar allocates, which this measures: it feeds each grammar with text until
-// following it has taken a second in all.
+// WorkLimit (mullama/_native/checks/work_limit.hpp) checks its clock when memory is allocated. That works as long as every
+// step of llama.cpp's recursion through a grammar allocates, which this measures: it feeds text to each grammar until
+// following it has taken a second in total.
 //
 //     clock MODEL          prints "seconds in all TAB longest gap TAB allocations" for each grammar
 #include <algorithm>
@@ -29,7 +29,7 @@ double last = 0, longest = 0, until = 0;
 uint64_t n_allocations = 0;
 
 void watch() {
-    if (!watching || ++n_allocations % 128 != 0) return;  // as often as WorkLimit looks
+    if (!watching || ++n_allocations % 128 != 0) return;  // as often as WorkLimit checks
     const double now = thread_seconds();
     longest = std::max(longest, now - last);
     last = now;
@@ -78,12 +78,12 @@ int main(int, char ** arguments) {
                 llama_sampler_accept(made, a[0]);
             }
         } catch (const Enough &) {
-        } catch (const std::exception &) {  // the grammar has come to its end
+        } catch (const std::exception &) {  // the grammar is complete
         }
         watching = false;
         const double now = thread_seconds();
         longest = std::max(longest, now - last);
         std::printf("%.3f\t%.4f\t%llu\n", now - began, longest, (unsigned long long) n_allocations);
-        std::fflush(stdout);  // the sampler is left: it may be half-way
+        std::fflush(stdout);  // the sampler is leaked: it may be half-way through a step
     }
 }

@@ -1,4 +1,4 @@
-// For each path on standard input: what gguf_check says of the file, and what llama.cpp does with it by itself.
+// For each path on standard input: what gguf_check says about the file, and what llama.cpp does with it.
 //
 //     files        prints "verdict of upstream TAB bytes per cell as checked TAB bytes per cell as saved TAB ours" for each
 #include <exception>
@@ -12,7 +12,7 @@ std::string mullama::take_errors() { return "upstream says why in its log"; }
 
 namespace {
 
-// Loads it, makes a context, computes one token; then the size of a saved sequence tells what a cell takes.
+// Loads it, creates a context, computes one token; the size of a saved sequence then gives the size of a cell.
 bool try_model(const std::string & path, double & bytes_per_cell) {
     llama_model * model = llama_model_load_from_file(path.c_str(), llama_model_default_params());
     if (model == nullptr) return false;

@@ -1,4 +1,4 @@
-// What upstream does with an input that may end the process: tried in a child with limits on its time and memory.
+// What upstream does with an input that may abort the process: run in a child with limits on its time and memory.
 #pragma once
 
 #include <cstdio>
@@ -17,7 +17,7 @@ inline const char * name_of(Verdict verdict) {
     return verdict == Verdict::accepted ? "accepted" : verdict == Verdict::refused ? "refused" : "died";
 }
 
-// `work` returns whether upstream accepts; an exception is a refusal, a signal or a time-out is a death.
+// `work` returns whether upstream accepts; an exception is a refusal, a signal or a timeout is a death.
 template <typename Work>
 Verdict in_child(int seconds, Work && work) {
     std::fflush(stdout);
@@ -43,7 +43,7 @@ Verdict in_child(int seconds, Work && work) {
     return WEXITSTATUS(status) == 0 ? Verdict::accepted : Verdict::refused;
 }
 
-// One input from standard input: its size on a line, then its bytes. False at the end.
+// One input from standard input: a line with its size, then its bytes. False at the end.
 inline bool read_input(std::string & input) {
     size_t size = 0;
     if (std::scanf("%zu", &size) != 1 || std::getchar() != '\n') return false;

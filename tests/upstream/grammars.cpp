@@ -1,4 +1,4 @@
-// For each grammar on standard input: what gbnf_check says of it, and what llama.cpp does with it by itself.
+// For each grammar on standard input: what gbnf_check says about it, and what llama.cpp does with it.
 //
 //     grammars MODEL        prints "accepted|refused upstream TAB ours" for each; ours is empty where it is accepted
 #include <exception>
@@ -26,7 +26,7 @@ int main(int, char ** arguments) {
         const Verdict upstream = in_child(1, [&] {
             llama_sampler * made = llama_sampler_init_grammar(vocab, grammar.c_str(), "root");
             if (made == nullptr) return false;
-            llama_sampler * copy = llama_sampler_clone(made);  // a generation starts with one token's candidates
+            llama_sampler * copy = llama_sampler_clone(made);  // a generation starts with the candidates of one token
             llama_token_data data[2] = {{0, 0.0f, 0.0f}, {llama_vocab_n_tokens(vocab) - 1, 0.0f, 0.0f}};
             llama_token_data_array array{data, 2, -1, false};
             llama_sampler_apply(copy, &array);

@@ -1,9 +1,9 @@
-"""What restates upstream's rules for one pin is held against upstream itself: grammars, model files, the clock of allocations.
+"""Code that restates upstream's rules for one pin is compared with upstream itself: grammars, files, the allocation clock.
 
-mullama reads grammars and model files before llama.cpp does, since llama.cpp ends the process on some of them. These tests
-ask llama.cpp alone, in child processes, and compare: what is accepted must live, and what is refused must not have worked.
-What is told of a chat's answer without asking upstream's parser is compared in test_chat_templates.py.
-A change of the pin has to pass them (CONTRIBUTING.md).
+mullama checks grammars and model files before llama.cpp does, since llama.cpp aborts the process on some of them. These tests
+run llama.cpp alone, in child processes, and compare: what is accepted must not abort, and what is refused must not have worked.
+What is streamed of a chat's answer without calling upstream's parser is compared in test_chat_templates.py.
+A change of the pin must pass them (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 class Oracle:
-    """A program that answers each input with a line."""
+    """A program that answers each input with one line."""
 
     def __init__(self, name: str, *arguments: str) -> None:
         command = [str(program(HERE / f"{name}.cpp", link_llama=True, seen=SEEN)), *arguments]
@@ -97,7 +97,7 @@ def broken(draw: st.DrawFn) -> str:
     return text
 
 
-# Refused although upstream takes it: it would cost too much (a bound of ours), or upstream reads it as something else.
+# Refused although upstream accepts it: it would cost too much (our limit), or upstream misinterprets it.
 STRICTER = ("more than ", "left recursion", "a number is too large")
 
 
@@ -136,7 +136,7 @@ def test_the_bytes_of_a_cell(files: Oracle) -> None:
     assert 0 <= float(saved) - int(checked) <= 64, "what is saved of a cell has its position and sequence besides"
 
 
-# Values with which upstream computes something, though not what the file's author meant.
+# Values with which upstream computes something, but not what the file's author meant.
 ODD = (
     "epsilon",
     "NaN",
@@ -162,7 +162,7 @@ def test_model_files(files: Oracle, tmp_path_factory: pytest.TempPathFactory, ch
 
 # ------------------------------------------------------------------------------------------ the clock
 
-# Each can be read in ever more ways with every character.
+# Each has ever more parses with every character.
 AMBIGUOUS: Sequence[str] = (
     'root ::= ("a" | "a")* "b"',
     'root ::= x*\nx ::= "a" | "aa" | "aaa"',
