@@ -1,15 +1,15 @@
-// The limit: one sequence decoded and sampled by a plain loop over llama.cpp's C API and common_sampler, and nothing else.
+// The reference: one sequence decoded and sampled by a plain loop over llama.cpp's C API and common_sampler, nothing else.
 //
-// It is the reference for the ids that a stream must give (tests/test_same_tokens.py) and for the rate that it may reach
-// (bench/). So it shares no code with mullama/_native, has no threads of its own, no text, no buffer between, and is
-// timed inside: the rate is that of the tokens after the first one, the median of the repeats, prompt excluded.
+// It is the reference for the ids that a stream must produce (tests/test_same_tokens.py) and for the rate that it can reach
+// (bench/). So it shares no code with mullama/_native, has no threads of its own, no text and no buffer, and measures
+// itself: the rate is that of the tokens after the first one, the median of the repeats, prompt excluded.
 //
 //     c_loop --model FILE (--tokens 1,2,3 | --prompt TEXT) [--n 128] [--threads 2] [--ctx 512] [--batch 2048]
 //            [--ubatch 512] [--warm-up 1] [--repeat 5] [--logprobs] [--logits FILE] [--SAMPLER-FIELD VALUE …]
 //
-// The sampler's fields are named as those of mullama.SamplerParams, with the same defaults (`--top-k 40`, `--seed 1`,
+// The sampler's fields have the names of mullama.SamplerParams, with the same defaults (`--top-k 40`, `--seed 1`,
 // `--ignore-eos 1`, `--logit-bias 13:-2.5,14:1`). Prints one JSON object. `--logits` writes the raw float32 logits that
-// each token was chosen from, one row of n_vocab a token; like `--logprobs` it costs time, so not while measuring.
+// each token was chosen from, one row of n_vocab per token; like `--logprobs` it takes time, so do not use it to measure.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -43,7 +43,7 @@ struct Options {
 struct Run {
     std::vector<llama_token> tokens;
     std::vector<double> logprobs;
-    double prefill_s = 0;  // the prompt, and the choice of the first token
+    double prefill_s = 0;  // the prompt, and sampling the first token
     double decode_s = 0;   // from the first token to the last
     double rate() const { return tokens.size() > 1 ? double(tokens.size() - 1) / decode_s : 0; }
 };
@@ -123,7 +123,7 @@ Options parse(int argc, char ** argv) {
             options[name](argv[++i]);
         }
     }
-    if (o.model.empty() || o.n < 1 || o.repeat < 1) throw std::runtime_error("--model FILE is needed, --n and --repeat from 1");
+    if (o.model.empty() || o.n < 1 || o.repeat < 1) throw std::runtime_error("--model FILE is required, --n and --repeat must be at least 1");
     return o;
 }
 
@@ -140,7 +140,7 @@ Run generate(llama_context * ctx, const Options & o, std::ofstream * logits_file
     const int n_vocab = llama_vocab_n_tokens(vocab);
     common_params_sampling params = o.sampling;
     common_sampler_ptr sampler(common_sampler_init(model, params));
-    if (!sampler) throw std::runtime_error("llama.cpp made no sampler of these parameters");
+    if (!sampler) throw std::runtime_error("llama.cpp cannot create a sampler with these parameters");
     for (llama_token token : o.tokens) common_sampler_accept(sampler.get(), token, false);
     llama_memory_clear(llama_get_memory(ctx), true);
 
@@ -200,7 +200,7 @@ int run_all(int argc, char ** argv) {
     if (!model) throw std::runtime_error("cannot load " + o.model);
     const llama_vocab * vocab = llama_model_get_vocab(model.get());
     if (o.tokens.empty()) o.tokens = common_tokenize(vocab, o.prompt, true, true);
-    if (o.tokens.empty()) throw std::runtime_error("--tokens IDS or --prompt TEXT is needed");
+    if (o.tokens.empty()) throw std::runtime_error("--tokens IDS or --prompt TEXT is required");
     if (o.sampling.ignore_eos) {
         for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); ++token) {
             if (llama_vocab_is_eog(vocab, token)) o.sampling.logit_bias.push_back({token, -INFINITY});

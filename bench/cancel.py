@@ -1,9 +1,9 @@
-"""Measures how soon after a cancel the slot is free.
+"""Measures how long it takes until the slot is free after a cancel.
 
-A stream is cancelled at a moment that falls anywhere within a step; the time is that from `cancel()` until `aclose()`
-returns, which waits for the slot. While decoding it is told in steps (the median time between two tokens), alone and
-among eight streams. While a prompt of 4,000 tokens is being computed it is told in milliseconds, alone and beside four
-streams that decode. A process gives the worst of twenty cancels in a row while decoding, of eight in the prompt.
+A stream is cancelled at a random moment within a step; the time is measured from `cancel()` until `aclose()` returns, which
+waits for the slot. While decoding, it is given in steps (the median time between two tokens), for a single stream and for
+one of eight. While a prompt of 4,000 tokens is being computed, it is given in milliseconds, for a single stream and beside
+four streams that decode. Each process reports the worst of twenty cancels while decoding, and of eight in the prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IN_DECODING, IN_PROMPT = 20, 8
 
 @asynccontextmanager
 async def beside(model: AsyncModel, count: int) -> AsyncIterator[None]:
-    """So many streams that are read to their end, which does not come; ready when each has had ten tokens."""
+    """Run `count` endless streams in the background; ready when each has produced ten tokens."""
     import anyio
 
     ready = anyio.Event()
@@ -63,7 +63,7 @@ def measure(settings: Settings) -> Figures:
     context = ContextParams(n_ctx=4352, n_seq_max=others + 1, n_threads=settings["threads"], reuse_prefix=False)
 
     async def decoding(model: AsyncModel) -> tuple[float, float]:
-        """The time of one cancel, and of a step."""
+        """The duration of one cancel, and of a step."""
         times = []
         async with stream_of(model, prompt(16, seed=100)) as stream:
             async for _ in stream:
@@ -98,7 +98,7 @@ def measure(settings: Settings) -> Figures:
 def case(label: str, others: int, reach: float, *, in_prompt: bool) -> Case:
     unit = "ms" if in_prompt else "steps"
     row = Row(label=label, side="mullama", figure="worst", unit=unit, reach=reach, less=True)
-    usual = Row(label=f"{label}, the median one", side="mullama", figure="median", unit=unit, less=True)
+    usual = Row(label=f"{label}, median", side="mullama", figure="median", unit=unit, less=True)
     return Case({"model": "mid", "others": others, "prompt": in_prompt}, [row, usual])
 
 
@@ -109,7 +109,7 @@ QUESTION = Question(
     sides={"mullama": Side(measure)},
     cases=[
         case("decoding alone", 0, 1.0, in_prompt=False),
-        case("decoding among eight", 7, 1.0, in_prompt=False),
+        case("decoding, one of eight", 7, 1.0, in_prompt=False),
         case("in a prompt of 4,000 tokens", 0, 20, in_prompt=True),
         case("in a prompt of 4,000 tokens beside four streams", 4, 20, in_prompt=True),
     ],

@@ -1,8 +1,7 @@
-"""Environments under build/ for what only the benchmarks need: one for each requirement of the extra `bench`.
+"""Environments under build/ for packages that only the benchmarks need: one for each requirement of the extra `bench`.
 
-None of it comes into the environment that mullama is built and tested in, and two builds of llama.cpp never meet in a
-process. Each package is installed as its users install it: a wheel where its authors offer one, else compiled for this
-processor.
+They are separate from the environment in which mullama is built and tested, and no process loads two builds of llama.cpp.
+Each package is installed as its users install it: from a wheel if there is one, else compiled for this processor.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ FOLDER = ROOT / "build" / "environments"
 
 
 def requirement(package: str) -> str:
-    """What the extra `bench` says of a package."""
+    """The requirement for a package in the extra `bench`."""
     import vendor
 
     extras = vendor.load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
@@ -28,7 +27,7 @@ def requirement(package: str) -> str:
 
 
 def interpreter(package: str) -> str:
-    """The Python of the environment that has this package, made now if it is not there yet."""
+    """The Python of the environment that has this package, created if it does not exist yet."""
     wanted = requirement(package)
     folder = FOLDER / f"{re.sub(r'[^A-Za-z0-9.]+', '-', wanted)}-{sys.implementation.cache_tag}"
     python = folder / "bin" / "python"

@@ -1,10 +1,9 @@
-"""Measures how late a task is that wants to run every 5 ms, while streams run in the same process.
+"""Measures how late a task that should run every 5 ms wakes up, while streams run in the same process.
 
-The task sleeps until its next time, 5 ms after the last one, and notes how late it woke. Beside it eight streams are
-read on the same event loop (asyncio). The reference is the same task beside one stream of llama-cpp-python that is read
-in a worker thread, which is how its documentation lets it live beside an event loop; it cannot do eight. A third row
-shows the task with nothing beside it but two threads that compute: what this machine and its kernel make of it. Late is
-the 99th percentile.
+The task sleeps until 5 ms after its last scheduled time, and records how late it woke. Meanwhile eight streams are read on
+the same event loop (asyncio). The reference is the same task beside one stream of llama-cpp-python, read in a worker
+thread, as its documentation recommends for event loops; it cannot run eight. A third row shows the task beside nothing but
+two processes that compute: the lateness due to this machine and its kernel. Lateness is the 99th percentile.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ async def ticks() -> Figures:
     end = due = time.perf_counter()
     end += SECONDS
     while due < end:
-        due = max(due, time.perf_counter() - EVERY) + EVERY  # a tick that was missed is late once, not for ever
+        due = max(due, time.perf_counter() - EVERY) + EVERY  # a missed tick is late once only
         await asyncio.sleep(due - time.perf_counter())
         late.append(time.perf_counter() - due)
     late.sort()
@@ -34,13 +33,13 @@ async def ticks() -> Figures:
 
 
 async def beside(work: Callable[[], Awaitable[object]], count: int) -> Figures:
-    """The ticks, while so many tasks do the work; a second after these began."""
+    """The ticks, while `count` tasks do the work; they start a second before."""
     import asyncio
 
     tasks = [asyncio.ensure_future(work()) for _ in range(count)]
     await asyncio.sleep(1)
     figures = await ticks()
-    assert not any(task.done() for task in tasks), "it must go on all the while"
+    assert not any(task.done() for task in tasks), "the work must last for the whole measurement"
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -77,11 +76,11 @@ def llama_cpp_python(settings: Settings) -> Figures:
 
     llama = new_llama(settings["model"], N_CTX, settings["threads"])
     stop = threading.Event()
-    # Weights at random write bytes that are no text, and it yields nothing until they are: to break out of it is not enough.
+    # Random weights produce bytes that are not text, and it yields nothing until they are, so a `break` is not enough.
     stopping = StoppingCriteriaList([lambda *_: stop.is_set()])
 
     def read() -> None:
-        while not stop.is_set():  # as long as it takes: a stream may end by itself
+        while not stop.is_set():  # a stream may end by itself
             stream = llama.create_completion(
                 prompt(16), max_tokens=1900, stream=True, repeat_penalty=1.0, stopping_criteria=stopping, **SAMPLING
             )
@@ -99,7 +98,7 @@ def llama_cpp_python(settings: Settings) -> Figures:
 
 
 def nothing(settings: Settings) -> Figures:
-    """The ticks beside processes that compute, as many as the others have threads."""
+    """The ticks beside as many computing processes as the others have threads."""
     import asyncio
     import subprocess
     import sys

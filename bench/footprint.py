@@ -1,9 +1,8 @@
-"""Measures how long the import takes, and how much more memory than a C++ program a process needs.
+"""Measures the import time, and how much more memory a process needs than a C++ program.
 
-Import: the time of ``import mullama`` in a fresh interpreter, files in the page cache, beside that of ``import anyio``
-and ``trio``, which mullama is made for. Memory: the most resident memory of a process that loads the 134 M model and
-reads one stream of 64 tokens, less that of the plain loop (`c_loop.cpp`) which does the same; the interpreter and the
-libraries count as ours.
+Import: the time of ``import mullama`` in a fresh interpreter, with files in the page cache, compared with that of
+``import anyio, trio``. Memory: the peak resident memory of a process that loads the 134 M model and reads one stream of
+64 tokens, minus that of the plain loop (`c_loop.cpp`), which does the same; it includes the interpreter and the libraries.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ anyio.run(main, sys.argv[1], int(sys.argv[2]))
 
 
 def import_time(statement: str) -> Figures:
-    """The least of five fresh interpreters, after one that fills the page cache."""
+    """The minimum over five fresh interpreters, after one that fills the page cache."""
     code = f"import time; began = time.perf_counter(); {statement}; print(time.perf_counter() - began)"
     times = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -41,7 +40,7 @@ def import_time(statement: str) -> Figures:
 
 
 def most_resident(command: list[str]) -> Figures:
-    """What the kernel says of a process that has ended."""
+    """The peak resident memory of a process, as the kernel reports it when the process has ended."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -78,9 +77,9 @@ QUESTION = Question(
                     reach=25,
                     less=True,
                 ),
-                Row(label="memory in all", side="mullama", figure="resident_mb", unit="MB", less=True),
+                Row(label="total memory", side="mullama", figure="resident_mb", unit="MB", less=True),
                 Row(
-                    label="import mullama, beside anyio and trio",
+                    label="import mullama, compared with anyio and trio",
                     side="mullama",
                     figure="import_ms",
                     unit="ms",

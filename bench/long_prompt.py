@@ -1,11 +1,11 @@
-"""Measures what streams that decode feel of a prompt of 2,000 tokens, and how soon that one has its first token.
+"""Measures how a prompt of 2,000 tokens delays streams that decode, and how soon it gets its own first token.
 
 The reference is upstream's `llama-server`, built from the same source, over HTTP on this machine: nine slots, the same
-n_ctx for each, the same n_batch and n_ubatch, no cache. Its client does as little as it can: sockets on asyncio, no
-JSON but in requests. Eight streams decode; when each has had 20 tokens the long prompt arrives. Measured by the
-readers' clock: the longest time that any of the eight waited for a token from then on until the prompt's first token,
-and the time to that. Before it a shorter prompt went the same way, unmeasured. The gap of `llama-server` depends on the
-size of its batches; a row shows it with 256 in place of 2,048, which its user could choose.
+n_ctx per slot, the same n_batch and n_ubatch, no cache. Its client does as little as possible: asyncio sockets, and JSON
+only in requests. Eight streams decode; when each has had 20 tokens, the long prompt arrives. The readers measure the longest
+time that any of the eight waited for a token from then until the prompt's first token, and the time to that token. A shorter
+prompt goes first, unmeasured. The gap of `llama-server` depends on its batch size; a row shows it with 256 instead of 2,048,
+which a user could choose.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from itertools import pairwise
 from turns import SAMPLING, CannotRun, Case, Figures, Question, Row, Settings, Side, endless, main, prompt
 
 STREAMS, N_CTX, N_BATCH, N_UBATCH = 8, 2560, 2048, 512
-BEFORE = 20  # tokens that each stream has had when the prompt arrives
+BEFORE = 20  # tokens that each stream has produced when the prompt arrives
 SHORT, LONG = prompt(400, seed=98), prompt(2000, seed=99)
 READY_SECONDS = 60
 
-# Generates so many tokens after a prompt, and calls the function with each of them.
+# Generates the given number of tokens after a prompt, and calls the function for each of them.
 Generate = Callable[[Sequence[int], int, Callable[[], object]], Awaitable[None]]
 
 
@@ -127,7 +127,7 @@ def llama_server(settings: Settings) -> Figures:
 
 
 async def post(port: int, request: dict[str, object], token: Callable[[], object]) -> None:
-    """A request for a completion; the function is called with each event that brings a token."""
+    """Request a completion; the function is called for each event with a token."""
     import asyncio
 
     body = json.dumps(request).encode()
@@ -147,7 +147,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
     while time.monotonic() < end:
         if server.poll() is not None:
             said = server.stderr.read().decode(errors="replace").strip().splitlines() if server.stderr else []
-            raise CannotRun(f"llama-server ended at once: {said[-1] if said else server.returncode}")
+            raise CannotRun(f"llama-server exited at once: {said[-1] if said else server.returncode}")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
                 if answer.status == 200:
@@ -158,7 +158,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 def case(reference: str, n_batch: int, gap: float | None, first: float | None) -> Case:
-    with_batch = "" if n_batch == N_BATCH else f", its batches of {n_batch}"
+    with_batch = "" if n_batch == N_BATCH else f", its batch size {n_batch}"
     rows = [
         Row(
             label=f"longest gap{with_batch}",

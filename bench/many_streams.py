@@ -1,10 +1,9 @@
 """Measures how close 1 to 32 streams in one task group come to upstream's own batching.
 
-The reference is upstream's `llama-batched-bench`, built from the same source: it decodes as many sequences at once, of
-tokens that it makes up, and chooses, keeps and shows none. So it is the limit, which no one who samples can quite
-reach. Both have a context of their own for each count, cells of its own for each sequence, different prompts, and the
-same n_batch and n_ubatch. mullama's rate is that of all streams together while all of them generate, by the readers'
-clock, on asyncio.
+The reference is upstream's `llama-batched-bench`, built from the same source: it decodes the same number of sequences at
+once, with arbitrary tokens, without sampling or keeping any. So it is an upper limit, which no program that samples can
+quite reach. Both use a new context for each count, separate cells for each sequence, different prompts, and the same n_batch
+and n_ubatch. mullama's rate is that of all streams together while all of them generate, measured by the readers, on asyncio.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Makes the models that the benchmarks run on: Llama shape, random weights, Q4_0, the 32,000 pieces of Llama 2's
-vocabulary.
+"""Makes the models for the benchmarks: Llama architecture, random weights, Q4_0, the 32,000 pieces of Llama 2's vocabulary.
 
-Random weights cost exactly what trained ones do; nothing is downloaded. The vocabulary comes with llama.cpp's sources.
-Run it by itself (``python bench/models.py mid``), or call `bench_model`: each file is made once, into ``build/bench/``.
+Random weights cost exactly as much as trained ones; nothing is downloaded. The vocabulary comes with llama.cpp's sources.
+Run it as a script (``python bench/models.py mid``), or call `bench_model`: each file is made once, in ``build/bench/``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ VOCABULARY = ROOT / "vendor" / "llama.cpp" / "models" / "ggml-vocab-llama-spm.gg
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model; parameters are about 2·32,000·width + layers·(4·width² + 3·width·hidden)."""
+    """Dimensions of a model; it has about 2·32,000·width + layers·(4·width² + 3·width·hidden) parameters."""
 
     width: int
     layers: int
@@ -36,7 +35,7 @@ SHAPES = {
 
 
 def bench_model(name: str) -> Path:
-    """The file of the model `name` ("tiny", "mid" or "half"), made now if it is not there yet."""
+    """The file of the model `name` ("tiny", "mid" or "half"), created if it does not exist yet."""
     path = ROOT / "build" / "bench" / f"{name}-q4_0.gguf"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +86,7 @@ def write_model(path: Path, name: str, shape: Shape) -> None:
 
 
 def copy_vocabulary(writer: gguf.GGUFWriter) -> int:
-    """Copies the tokenizer's fields from llama.cpp's vocabulary file; returns the number of pieces."""
+    """Copy the tokenizer's fields from llama.cpp's vocabulary file; returns the number of pieces."""
     n_vocab = 0
     for field in gguf.GGUFReader(VOCABULARY).fields.values():
         if not field.name.startswith("tokenizer."):

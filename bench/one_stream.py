@@ -1,9 +1,9 @@
-"""Measures how much of the plain C++ loop's rate one stream reaches.
+"""Measures the rate of one stream, relative to a plain C++ loop.
 
-The loop (`c_loop.cpp`) decodes and samples with the same chain and does nothing else: no text, no buffer, no thread but
-llama.cpp's own. Beside it the three ways to read a stream: ``async for`` on asyncio and on trio, and the synchronous
-iterator. A rate is that of the tokens after the first, by the reader's clock; a process gives the median of three runs
-after a warm-up.
+The loop (`c_loop.cpp`) decodes and samples with the same chain and does nothing else: no text, no buffer, no threads except
+llama.cpp's own. It is compared with the three ways to read a stream: ``async for`` on asyncio and on trio, and the
+synchronous iterator. The rate is that of the tokens after the first, measured by the reader; each process reports the median
+of three runs after a warm-up.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from turns import BENCH, SAMPLING, Case, Figures, Question, Row, Settings, Side,
 
 PROMPT = prompt(4)
 N_CTX = 512
-# Long enough to be measured, short enough for minutes; and what the ratio should be.
+# Tokens, enough to measure but not to take long; and the target for the ratio.
 SIZES = {"tiny": (448, 0.90), "mid": (128, 0.95), "half": (64, 0.97)}
 
 
 def loop_command(model: str, tokens: int, threads: int, *, repeat: int) -> list[str]:
-    """How the plain loop is called."""
+    """The command line of the plain loop."""
     from build_programs import program
 
     options = {"tokens": ",".join(map(str, PROMPT)), "n": tokens, "ctx": N_CTX, "ignore-eos": 1}

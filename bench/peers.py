@@ -1,19 +1,18 @@
-"""Measures one stream and eight streams beside the other packages that run llama.cpp inside Python.
+"""Compares one stream and eight streams with the other packages that run llama.cpp inside Python.
 
-Every package is installed as its users install it, in an environment of its own, and is used by the interface that its
-documentation shows for streaming: `Llama.create_completion(stream=True)` of llama-cpp-python,
-`Server.handle_completions` with a callback of xllamacpp, `LLM(prompt, stream=True)` of cyllama, ``async for`` on
-asyncio here. Prompts, length, sampling, context and threads are the same. One stream: tokens after the first, per
-second. Eight: all tokens over the time from the start to the last one, by what a package offers for many requests in
-one process:
+Every package is installed as its users install it, in its own environment, and used through the interface that its
+documentation shows for streaming: `Llama.create_completion(stream=True)` of llama-cpp-python, `Server.handle_completions`
+of xllamacpp with a callback, `LLM(prompt, stream=True)` of cyllama, and ``async for`` on asyncio for mullama. Prompts,
+length, sampling, context and threads are the same. One stream: tokens after the first, per second. Eight: all tokens divided
+by the time from the start to the last one, using what each package offers for concurrent requests in one process:
 
-- llama-cpp-python serves one request at a time for each `Llama`. Eight of these in eight threads, with one thread each to
-  compute with, are faster than one that serves all in turn (370 tokens/s to 300 on two cores).
-- xllamacpp computes them in one batch; eight threads call it, and each has its callback.
-- cyllama computes them in one batch (`BatchGenerator`), and gives the answers when all are done. It has no option for
-  threads and takes four; its contexts are told the number that the others have.
+- llama-cpp-python serves one request at a time per `Llama`. Eight of these in eight threads, with one compute thread each,
+  are faster than one that serves all in turn (370 tokens/s compared with 300 on two cores).
+- xllamacpp computes them in one batch; eight threads call it, each with its callback.
+- cyllama computes them in one batch (`BatchGenerator`), and returns the answers when all are done. It has no option for
+  threads and uses four; the benchmark sets its contexts to the number that the others use.
 
-A process gives the median of three runs, after a warm-up.
+Each process reports the median of three runs, after a warm-up.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def prompts(count: int) -> list[str]:
 
 
 def one_or_all(settings: Settings, run: Callable[[list[str], int], list[list[float]]]) -> Figures:
-    """The figure that is asked for; `run` generates so many tokens for each prompt, and returns when these came."""
+    """The rate; `run` generates the given number of tokens for each prompt, and returns when each token arrived."""
     count = settings["streams"]
 
     def rate() -> float:
@@ -53,7 +52,7 @@ def one_or_all(settings: Settings, run: Callable[[list[str], int], list[list[flo
             return count * TOKENS / took
         (times,) = seen
         if len(times) < TOKENS // 2:
-            raise CannotRun(f"it gave {len(times)} pieces of text for {TOKENS} tokens")
+            raise CannotRun(f"it produced {len(times)} pieces of text for {TOKENS} tokens")
         return (TOKENS - 1) / (times[-1] - times[0])
 
     run(prompts(count), WARM_UP)
@@ -61,7 +60,7 @@ def one_or_all(settings: Settings, run: Callable[[list[str], int], list[list[flo
 
 
 def in_threads(read: Callable[[str, int, list[float]], None]) -> Callable[[list[str], int], list[list[float]]]:
-    """Each prompt in a thread of its own."""
+    """Read each prompt in its own thread."""
 
     def read_all(texts: list[str], tokens: int) -> list[list[float]]:
         seen: list[list[float]] = [[] for _ in texts]
@@ -100,7 +99,7 @@ def mullama(settings: Settings) -> Figures:
 
 
 def new_llama(model: str, n_ctx: int, threads: int) -> Llama:
-    """An object of llama-cpp-python with the settings that the others have."""
+    """A `Llama` of llama-cpp-python with the same settings as the others."""
     from llama_cpp import Llama
 
     return Llama(
@@ -110,7 +109,7 @@ def new_llama(model: str, n_ctx: int, threads: int) -> Llama:
         n_ubatch=N_UBATCH,
         n_threads=threads,
         n_threads_batch=threads,
-        flash_attn=True,  # llama.cpp's own choice here, which the others leave to it
+        flash_attn=True,  # what llama.cpp chooses by default here, as for the others
         verbose=False,
     )
 
@@ -122,7 +121,7 @@ def llama_cpp_python(settings: Settings) -> Figures:
 
     def read(text: str, tokens: int, times: list[float]) -> None:
         llama = free.pop()
-        llama.reset()  # nothing is kept of the prompt before
+        llama.reset()  # forget the previous prompt
         stream = llama.create_completion(text, max_tokens=tokens, stream=True, repeat_penalty=1.0, **SAMPLING)
         times.extend([time.perf_counter() for chunk in stream if chunk["choices"][0]["text"]])
         free.append(llama)
@@ -170,13 +169,13 @@ def cyllama(settings: Settings) -> Figures:
         batch.ctx.set_n_threads(settings["threads"], settings["threads"])
 
         def at_once(texts: list[str], tokens: int) -> list[list[float]]:
-            batch.ctx.kv_cache_clear()  # it does not do so itself, and refuses a second batch
+            batch.ctx.kv_cache_clear()  # it does not do so itself, and rejects a second batch
             batch.generate_batch(texts, config(tokens))
             return []
 
         return one_or_all(settings, at_once)
     llm = LLM(path, config=config(TOKENS))
-    llm(prompts(1)[0], config=config(1))  # makes the context, which stays
+    llm(prompts(1)[0], config=config(1))  # creates the context, which is kept
     llm._ctx.set_n_threads(settings["threads"], settings["threads"])
 
     def read(texts: list[str], tokens: int) -> list[list[float]]:

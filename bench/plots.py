@@ -1,4 +1,4 @@
-"""Draws the plots of docs/benchmarks.md from what the benchmarks kept; run with the environment that has matplotlib.
+"""Draws the plots of docs/benchmarks.md from the saved results; runs in the environment that has matplotlib.
 
 python bench/plots.py benchmarks.json FOLDER
 """
@@ -27,7 +27,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 def ratios(answers: dict[str, Any], path: Path) -> None:
-    """Each ratio as a point with its range; a bar at what it should reach, and the reference at 1."""
+    """Each ratio as a point with its range; a bar at its target, and the reference at 1."""
     rows = [(found["title"], row) for found in answers.values() for row in found["rows"] if "ratio" in row]
     figure, axes = plt.subplots(figsize=(7.5, 0.24 * len(rows) + 1.2))
     axes.axvline(1, color=QUIET, linewidth=1)
@@ -43,16 +43,16 @@ def ratios(answers: dict[str, Any], path: Path) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.invert_yaxis()
-    axes.set_xlabel("mullama / reference (median and range; | is what to reach)")
+    axes.set_xlabel("mullama / reference (median and range; | is the target)")
     save(figure, path)
 
 
 def streams(found: dict[str, Any], path: Path) -> None:
-    """Tokens per second of all streams together, over their number."""
+    """Total tokens per second over the number of streams."""
     rows = [row for row in found["rows"] if "ratio" in row]
     counts = [int(row["label"].split()[0]) for row in rows]
     figure, axes = plt.subplots(figsize=(6, 3.2))
-    sides = ((THEIRS, "reference_", rows[0]["reference"]), (OURS, "", "mullama, chosen, read and timed in Python"))
+    sides = ((THEIRS, "reference_", rows[0]["reference"]), (OURS, "", "mullama, sampled, read and timed in Python"))
     for colour, prefix, name in sides:
         axes.plot(counts, [row[f"{prefix}median"] for row in rows], "o-", color=colour, label=name, markersize=4)
         low, high = zip(*(row[f"{prefix}range"] for row in rows), strict=True)
@@ -60,8 +60,8 @@ def streams(found: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("streams at once")
-    axes.set_ylabel("tokens/s in all")
+    axes.set_xlabel("concurrent streams")
+    axes.set_ylabel("total tokens/s")
     axes.legend(frameon=False)
     save(figure, path)
 

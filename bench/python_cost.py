@@ -1,12 +1,11 @@
-"""Measures what a token costs in Python: one that lies ready, and one that has to be waited for.
+"""Measures what a token costs in Python: one that is ready, and one that must be waited for.
 
-Ready: a stream has generated all of its tokens into its buffer; then it is read with ``async for``, and the time is
-that for each token. The reference is as many ``await checkpoint()`` of anyio in a loop: what any ``receive`` must do.
-Wake: a stream that gives a token every millisecond is read, so each ``receive`` waits. The reference is a loop over
+Ready: a stream has generated all of its tokens into its buffer; then it is read with ``async for``, and the time per token
+is measured. The reference is the same number of anyio's ``await checkpoint()`` in a loop, which any ``receive`` must do.
+Wake: a stream that produces a token every millisecond is read, so each ``receive`` waits. The reference is a loop over
 ``await wait_readable()`` and the read that empties the descriptor (in C), which the engine makes readable for each token of
-such a stream. Here the time is the processor time of the event loop's thread, since the rest is
-waiting. Both on the 4 M model with one thread, so that a core is left for the loop; what computes on the other one makes
-any Python slower, and hits both.
+such a stream. Here the processor time of the event loop's thread is measured, since the rest is waiting. Both use the 4 M
+model with one thread, so that one core is free for the loop; computing on the other core slows Python down on both sides.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def backend(settings: Settings) -> dict[str, Any]:
 
 
 def best(times: list[float], count: int) -> Figures:
-    """Of several runs the quickest is the one that was disturbed least."""
+    """Of several runs the fastest is the one that was disturbed least."""
     return {"cost_us": 1e6 * min(times) / count}
 
 
@@ -77,7 +76,7 @@ def checkpoints(settings: Settings) -> Figures:
 
 
 def waiting(settings: Settings, read: Callable[[TokenStream], Awaitable[int]]) -> Figures:
-    """The processor time of this thread for each wake, while a stream gives a token every millisecond."""
+    """The processor time of this thread per wake, while a stream produces a token every millisecond."""
     import anyio
 
     from mullama import AsyncModel, ContextParams
@@ -112,12 +111,12 @@ def wakes(settings: Settings) -> Figures:
     from mullama import _core
 
     async def read(stream: TokenStream) -> int:
-        core, bell = stream._generation.core, _core.Notifier()
-        descriptor, woken = bell.fileno(), 0
+        core, notifier = stream._generation.core, _core.Notifier()
+        descriptor, woken = notifier.fileno(), 0
         while not stream.is_finished():
-            if not core.arm(bell):
+            if not core.arm(notifier):
                 await anyio.wait_readable(descriptor)
-                bell.drain()
+                notifier.drain()
                 woken += 1
             core.pop()
         return woken
@@ -145,7 +144,7 @@ QUESTION = Question(
     cases=[
         case(label, loop, side, reference, 1.5)
         for label, side, reference in (
-            ("a token that lies ready", "ready", "checkpoint"),
+            ("a ready token", "ready", "checkpoint"),
             ("a wake", "woken", "wait_readable"),
         )
         for loop in ("asyncio", "uvloop", "trio")

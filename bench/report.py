@@ -1,11 +1,10 @@
-"""Asks the questions, all or those that are named, and writes down what came out: what `make bench` runs.
+"""Runs the benchmarks, all or the given ones, and writes the results; this is what `make bench` runs.
 
     python bench/report.py [QUESTION …] [--rounds 5] [--threads N] [--only TEXT]
 
-Each answer is printed as a table. With at least five rounds, and no case left out, it is kept in
+Each result is printed as a table. With at least five rounds, and no case left out, it is saved in
 ``docs/benchmarks.json``; then ``docs/benchmarks.md``, its plots, and the table in ``docs/explanation/performance.md``
-are written anew from all that is kept. So no figure is ever typed by hand, and one question can be asked again by
-itself.
+are regenerated from all saved results. So no figure is ever typed by hand, and a single benchmark can be run again.
 """
 
 from __future__ import annotations
@@ -36,25 +35,25 @@ QUESTIONS = (
 DOCS = ROOT / "docs"
 KEPT = DOCS / "benchmarks.json"
 PAGE = DOCS / "benchmarks.md"
-PLOTS = {"benchmarks-ratios.svg": "Every ratio, and what it should reach", "benchmarks-streams.svg": "Many streams"}
+PLOTS = {"benchmarks-ratios.svg": "Every ratio and its target", "benchmarks-streams.svg": "Many streams"}
 PERFORMANCE = DOCS / "explanation" / "performance.md"
 BEGIN, END = "<!-- written by `make bench` -->", "<!-- end of what `make bench` writes -->"
 
 OPENING = """\
 # Benchmarks
 
-This page holds the figures that `make bench` measured; that command writes it, from `benchmarks.json`, and nobody types
-a figure.
+This page holds the figures that `make bench` measured. The command generates the page from `benchmarks.json`; no figure is
+typed by hand.
 
-The sides of a comparison run in turn, each in a process of its own, with the same model, threads, context and sampling.
-A ratio is that of two figures of one turn; the one that is shown is the median, the range is that of all turns. The
-models have random weights, which cost what trained ones do (`bench/models.py`). What the figures mean, and what was
-tried, is told in [performance](explanation/performance.md).
+The sides of a comparison run in turn, each in its own process, with the same model, threads, context and sampling. A ratio
+compares two figures of the same turn; the table shows the median, and the range over all turns. The models have random
+weights, which cost as much as trained ones (`bench/models.py`). [Performance](explanation/performance.md) explains what the
+figures mean, and which optimisations were tried.
 """
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """A table; what cannot run says so in the second column."""
+    """A table; a side that cannot run says so in the second column."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -72,8 +71,8 @@ def page(answers: Mapping[str, Any]) -> str:
 
 
 def summary(answers: Mapping[str, Any]) -> str:
-    """The rows that are to reach something, in short."""
-    rows = [["question", "case", "measured", "to reach", "reached"]]
+    """A short table of the rows that have a target."""
+    rows = [["benchmark", "case", "measured", "target", "reached"]]
     for found in answers.values():
         for row in found["rows"]:
             if row["reach"] is not None:
@@ -97,10 +96,10 @@ def write(answers: Mapping[str, Any]) -> None:
 
 def main() -> int:
     parser = options(argparse.ArgumentParser(description=__doc__))
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(QUESTIONS)}; none: all")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"any of {', '.join(QUESTIONS)}; default: all")
     given = parser.parse_args()
     if unknown := set(given.questions) - set(QUESTIONS):
-        parser.error(f"no such question: {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+        parser.error(f"unknown benchmark: {', '.join(sorted(unknown))}; choose from {', '.join(QUESTIONS)}")
     kept = json.loads(KEPT.read_text("utf-8")) if KEPT.is_file() else {}
     failed = False
     for name in given.questions or QUESTIONS:

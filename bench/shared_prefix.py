@@ -1,9 +1,9 @@
-"""Measures how much sooner a first token comes where 1,000 tokens of the prompt were computed before.
+"""Measures how much sooner the first token arrives if 1,000 tokens of the prompt are cached.
 
-The prompt has 1,000 tokens that an earlier one had too, and 16 of its own. In the same slot: the earlier stream has
-ended, and the new one takes its slot. In another slot: the earlier stream still holds its slot (its reader stands
-still, so it computes nothing), and the new one gets a copy. Without: all 1,016 tokens are new, with the same streams
-around. The time is that from the call to the first token, by the reader's clock; a process gives the median of three.
+The prompt shares 1,000 tokens with an earlier one, and has 16 of its own. In the same slot: the earlier stream has ended,
+and the new one takes its slot. In another slot: the earlier stream still holds its slot (its reader has stopped, so it
+computes nothing), and the new one gets a copy. Reference: all 1,016 tokens are new, with the same streams present. The
+reader measures the time from the call to the first token; each process reports the median of three.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def case(label: str, slots: int) -> Case:
 
 QUESTION = Question(
     file=__file__,
-    title="A prefix that was computed before",
+    title="Shared prefixes",
     about=__doc__,
     sides={
         "new": Side(lambda settings: measure(settings, shared=False)),

@@ -1,10 +1,9 @@
-"""What all benchmarks share: sides take turns in processes of their own, and what comes out is the ratio of their
-figures.
+"""What all benchmarks share: the sides take turns, each in its own process, and the result is the ratio of their figures.
 
-A question is a module of this folder with a `QUESTION`. Its sides are functions from settings to figures. Each runs in
-a fresh process; the sides of a case run one after the other, and then again (A B A B …), so that what else the machine
-does hits all of them alike. A ratio is that of two figures of the same turn. What counts is the median of the ratios;
-their range is shown too.
+A benchmark is a module of this folder with a `QUESTION`. Its sides are functions from settings to figures. Each runs in a
+fresh process; the sides of a case run one after the other, and then again (A B A B …), so that other load on the machine
+affects all of them equally. A ratio compares two figures of the same turn. The result is the median of the ratios; their
+range is shown too.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ Settings = dict[str, Any]
 Figures = dict[str, float]
 
 MINUTES_FOR_A_SIDE = 10
-ENOUGH = 5  # rounds, for a figure that may be written down
-# The sampling of every side: the chain top-k, top-p, temperature, chance. The seed changes nothing of the cost.
+ENOUGH = 5  # rounds, for a result that may be saved
+# The sampling of every side: the chain top-k, top-p, temperature, random choice. The seed does not affect the cost.
 SAMPLING: dict[str, Any] = {"top_k": 40, "top_p": 0.95, "min_p": 0.0, "temperature": 0.8, "seed": 1}
 
 
 class CannotRun(Exception):
-    """A side that cannot take part; the message says why, and is shown."""
+    """A side that cannot run; the message says why, and is shown."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One contestant: what it measures, and the interpreter to do it with (this one, unless it needs other packages)."""
+    """One side of a comparison: what it measures, and its interpreter (this one, unless it needs other packages)."""
 
     measure: Callable[[Settings], Figures]
     python: Callable[[], str] = lambda: sys.executable
@@ -52,25 +51,25 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the answer: a figure of one side, and where there is a reference its ratio to that."""
+    """One line of the result: a figure of one side, and its ratio to the reference if there is one."""
 
     label: str
     side: str
     figure: str
     unit: str
     reference: str | None = None
-    reference_figure: str | None = None  # the same, unless it is called otherwise there
-    reach: float | None = None  # what the ratio should be, or the figure where there is no reference
+    reference_figure: str | None = None  # `figure`, unless it has another name there
+    reach: float | None = None  # the target for the ratio, or for the figure if there is no reference
     less: bool = False  # less is better
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sides that take turns under the same settings. `model` among these is a name of `models.SHAPES`."""
+    """Sides that take turns with the same settings. The setting `model` is a name in `models.SHAPES`."""
 
     settings: Settings
     rows: Sequence[Row]
-    most_rounds: int = 1000  # where it takes too long for as many as the others
+    most_rounds: int = 1000  # for cases that take too long for as many rounds as the others
 
     @property
     def sides(self) -> list[str]:
@@ -95,20 +94,20 @@ class Question:
 
 
 def prompt(n: int, seed: int = 0) -> list[int]:
-    """Random ids of ordinary pieces of the benchmarks' vocabulary, after its BOS; the models' weights are random as well."""
+    """BOS, then random ids of ordinary pieces of the benchmarks' vocabulary; the models' weights are random too."""
     numbers = random.Random(seed)
     return [1, *(numbers.randrange(300, 31_900) for _ in range(n - 1))]
 
 
 def endless(**fields: Any) -> StreamConfig:
-    """How every stream of a benchmark is generated: with that sampling, and no end but `max_tokens`."""
+    """The configuration of every stream in a benchmark: the same sampling, ended only by `max_tokens`."""
     from mullama import SamplerParams, StreamConfig
 
     return StreamConfig(params=SamplerParams(ignore_eos=True, **SAMPLING), **({"timeout_ms": 0} | fields))
 
 
 def in_turn(question: Question, case: Case, rounds: int, threads: int, say: Callable[[str], object]) -> list[Settings]:
-    """The rows of a case, with what was measured."""
+    """The rows of a case, with the measured figures."""
     from models import bench_model
 
     settings = {"threads": threads, **case.settings}
@@ -138,12 +137,12 @@ def in_a_process(question: Question, name: str, settings: Settings) -> Figures:
         raise CannotRun(f"not done within {MINUTES_FOR_A_SIDE} minutes") from None
     if done.returncode:
         said = (done.stderr.strip() or f"status {done.returncode}").splitlines()
-        raise CannotRun(said[-1].replace(f"{ROOT}/", ""))  # it may come to be written down
+        raise CannotRun(said[-1].replace(f"{ROOT}/", ""))  # it may be published
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def answer(row: Row, figures: Mapping[str, list[Figures]], reasons: Mapping[str, str]) -> dict[str, Any]:
-    """A row as it is kept: medians, ranges, whether it reaches what it should; or why not."""
+    """A row as it is saved: medians, ranges, whether it reaches its target; or why it could not run."""
     found: dict[str, Any] = asdict(row)
     for name in (row.side, row.reference):
         if name is not None and name in reasons:
@@ -163,7 +162,7 @@ def answer(row: Row, figures: Mapping[str, list[Figures]], reasons: Mapping[str,
 
 
 def ask(question: Question, rounds: int, threads: int, only: str, say: Callable[[str], object]) -> dict[str, Any]:
-    """The answer to a question, ready for JSON."""
+    """The result of a benchmark, ready for JSON."""
     rows = []
     for case in question.cases:
         if any(only in row.label for row in case.rows):
@@ -180,7 +179,7 @@ def ask(question: Question, rounds: int, threads: int, only: str, say: Callable[
 
 
 def machine() -> str:
-    """What it was measured on, in a line."""
+    """A one-line description of this machine."""
     import mullama
 
     cpu = platform.processor() or platform.machine()
@@ -196,12 +195,12 @@ def machine() -> str:
 
 
 def figure(value: float) -> str:
-    """A number with three digits that count."""
+    """A number with three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of the table: what, ours, the reference's, the ratio and its range, what to reach, whether it is."""
+    """A row of the table: label, our figure, the reference's, the ratio and its range, the target, whether it is reached."""
     if "failed" in row:
         return [row["label"], f"cannot run ({row['failed']})", "", "", "", "", ""]
     sign = "≤" if row["less"] else "≥"
@@ -216,11 +215,11 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [row["label"], own, other, f"{row['ratio']:.3g}", spread, reach, verdict]
 
 
-HEAD = ["case", "mullama", "reference", "ratio", "range", "to reach", "reached"]
+HEAD = ["case", "mullama", "reference", "ratio", "range", "target", "reached"]
 
 
 def main(question: Question) -> None:
-    """What ``python bench/<question>.py`` does: in a process of its own for one side, or all sides in turn."""
+    """What ``python bench/<name>.py`` does: run one side in this process, or all sides in turn."""
     if sys.argv[1:2] == ["--side"]:
         try:
             print(json.dumps(question.sides[sys.argv[2]].measure(json.loads(sys.argv[3]))))
@@ -234,9 +233,9 @@ def main(question: Question) -> None:
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--rounds", type=int, default=ENOUGH, help="how often each side has its turn")
+    parser.add_argument("--rounds", type=int, default=ENOUGH, help="how often each side runs")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of every side")
-    parser.add_argument("--only", default="", metavar="TEXT", help="the cases whose label has this in it")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose label contains this")
     return parser
 
 

@@ -1,11 +1,9 @@
-"""Builds upstream's `llama-batched-bench` and `llama-server` from the pinned package, against the libraries that
-mullama links.
+"""Builds upstream's `llama-batched-bench` and `llama-server` from the pinned package, against mullama's static libraries.
 
-    python bench/upstream_programs.py [ARCHIVE]     build both, from a file that was fetched by other means if one is given
+    python bench/upstream_programs.py [ARCHIVE]     build both, from a downloaded package if one is given
 
-The source of the programs is not placed by mullama's build, which has no use for it; it comes from the same package, by
-the same hash. What llama.cpp itself is compiled to is shared: a difference between the sides is none between two
-builds.
+mullama's build does not unpack the source of these programs, as it does not need it; it comes from the same package with
+the same hash. llama.cpp's libraries are shared, so that a difference between the sides is not one between two builds.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ NEEDED = frozenset({"LICENSE", "scripts", "tools", "vendor"})
 
 
 def upstream_program(name: str, archive: Path | None = None) -> Path:
-    """The path of one of `PROGRAMS`, built now if it is not there yet."""
+    """The path of one of `PROGRAMS`, built if it does not exist yet."""
     import build_llama
     import vendor
 
@@ -52,7 +50,7 @@ def upstream_program(name: str, archive: Path | None = None) -> Path:
 
 
 def run(command: list[str | Path | None]) -> None:
-    """A command at low priority; what it says is shown only if it fails."""
+    """Run a command at low priority; its output is shown only if it fails."""
     import build_llama
 
     environment = os.environ | build_llama.find_compilers()
