@@ -22,7 +22,8 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from test_docs import ROOT, TIME_LIMIT
+from test_docs import ROOT
+from test_docs_examples import TIME_LIMIT
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_async
 from websockets.asyncio.server import serve
