@@ -1,9 +1,9 @@
-"""Runs programs that users were given, as they are written, with what each of them needs around it.
+"""Runs the programs of the documents that mullama follows, as written, with the surroundings that each needs.
 
     python run.py WAY PROGRAM... [FD]
 
-in a folder where ``model.gguf`` is a model. Programs that are given together share their names, as the blocks of a page
-do. A server listens on the socket FD, whatever port its text names, and runs until SIGINT.
+in a folder where ``model.gguf`` is a model. Programs that are given together share their names, like the blocks of a
+page. A server listens on the socket FD, whatever port its text names, and runs until SIGINT.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def plain(programs: list[str]) -> None:
 
 
 def web(programs: list[str], fd: int) -> None:
-    """What `uvicorn server:app` would do."""
+    """What `uvicorn server:app` does."""
     import uvicorn
 
     names: Names = {"__name__": "server"}
@@ -56,8 +56,8 @@ def websocket(programs: list[str], fd: int) -> None:
             yield server
 
     def run_for_ever(main: Any) -> None:
-        """The guide makes its server outside of an event loop, and gives `asyncio.run` that and no coroutine. Neither
-        `websockets` nor asyncio lets that pass, whatever the model does; what is meant is to serve for ever.
+        """The guide creates its server outside an event loop, and passes it to `asyncio.run` instead of a coroutine. Neither
+        `websockets` nor asyncio accepts that; what is meant is to serve until interrupted.
         """
 
         async def until_interrupted() -> None:

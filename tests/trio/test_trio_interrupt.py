@@ -1,4 +1,4 @@
-"""Ctrl-C in a program that runs trio: it comes out of `trio.run`, and the context serves the next run."""
+"""Ctrl-C in a program that runs trio: it is raised from `trio.run`, and the context works in the next run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only trio can say: checkpoints that are asserted, nurseries, cancel scopes, and trio's own channels."""
+"""What only trio can test: asserted checkpoints, nurseries, cancel scopes, and trio's own channels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def assert_free(context: AsyncContext) -> None:
 
 
 async def test_every_receive_is_a_checkpoint(model: Model) -> None:
-    """Whether tokens lie ready or not, at the end, and when it is closed."""
+    """Whether tokens are ready or not, at the end, and when it is closed."""
     async with serving(model, **SHAPE) as context:
         stream = context.generate_stream(PROMPT, config(6))
         await until(stream.is_finished)
@@ -157,7 +157,7 @@ async def test_a_stream_is_closed_in_a_scope_that_is_cancelled_already(model: Mo
         with trio.CancelScope() as scope:
             scope.cancel()
             await stream.aclose()
-        assert scope.cancelled_caught  # it is a checkpoint all the same, after its work
+        assert scope.cancelled_caught  # it is a checkpoint anyway, after its work
         assert stream.is_finished()
         assert_free(context)
 
@@ -179,7 +179,7 @@ async def test_eight_streams_in_a_nursery_of_which_one_fails(who: str, model: Mo
     counts = [0] * 8
 
     async def read(context: AsyncContext, i: int) -> None:
-        # In its time the first stream's deadline comes; the others have none.
+        # The first stream reaches its deadline; the others have none.
         timeout_ms = 300 if who == "a stream" and i == 0 else 0
         async with context.generate_stream(f"{i} dogs", config(None, ENDLESS, timeout_ms=timeout_ms)) as stream:
             async for _ in stream:
@@ -254,8 +254,8 @@ async def test_tokens_go_into_a_channel_of_trios_own(size: float, model: Model) 
         send, receive = trio.open_memory_channel[TokenData](size)
         async with trio.open_nursery() as nursery, receive:
             nursery.start_soon(forward, context, send)
-            if size < 30:  # who does not read is waited for
-                held = 4 + size + 1  # in the ring, in the channel, and on the way from one to the other
+            if size < 30:  # it waits for a reader that does not read
+                held = 4 + size + 1  # in the ring, in the channel, and in transit
                 await until(lambda: context.statistics().tokens_out == 30 + held)
                 await until(lambda: context.statistics().paused == 1)
                 assert context.statistics().tokens_out == 30 + held
