@@ -74,7 +74,7 @@ class ChatGeneration:
     def __init__(self, engine: Engine, request: ChatRequest) -> None:
         self._model = engine.model
         self._chat = _open_chat(engine.model, request.messages, request.options, request.config)
-        tokens = engine.model.tokenize(self._chat.prompt, add_special=True, parse_special=True)
+        tokens = _prompt_tokens(self._chat)
         self.generation: Generation = Generation(prepare(engine, tokens, request.config, chat=self._chat))
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -177,6 +177,16 @@ def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, 
             f"the chat template cannot render these messages: {_brief(e)}",
             hint="Some templates want the roles to alternate, or know no system message or tools.",
         ) from None
+
+
+def _prompt_tokens(chat: _core.Chat) -> list[int]:
+    nul = chat.prompt.find("\0")
+    if nul >= 0:
+        raise TokenizationError(f"the prompt has a NUL character at index {nul}", hint="Remove it from the messages.")
+    try:
+        return chat.prompt_tokens()
+    except RuntimeError as e:
+        raise TokenizationError(f"the prompt cannot be tokenised: {_brief(e)}") from None
 
 
 def _checked_messages(messages: Any) -> list[dict[str, Any]]:

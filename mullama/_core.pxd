@@ -154,6 +154,14 @@ cdef extern from "_native/sampling/sampler.hpp" namespace "mullama" nogil:
     string native_grammar_of_schema "mullama::grammar_of_schema"(const string & schema, const StopSignal &) except +raise_error
 
 
+cdef extern from "_native/model/special_tokens.hpp" namespace "mullama" nogil:
+    cdef cppclass Part "mullama::SpecialTokens::Part":
+        int32_t token
+        size_t begin, end
+    cdef cppclass SpecialTokens:
+        vector[Part] split(const string & text) except +
+
+
 cdef extern from "_native/model/lora.hpp" namespace "mullama" nogil:
     cdef cppclass CLora "mullama::Lora":
         CLora(shared_ptr[llama_model] model, const string & path) except +
@@ -162,6 +170,7 @@ cdef extern from "_native/model/lora.hpp" namespace "mullama" nogil:
 cdef extern from "_native/chat/chat.hpp" namespace "mullama" nogil:
     cdef cppclass CTemplates "mullama::Templates":
         cbool supports_thinking() except +
+        const SpecialTokens & specials()
     cdef cppclass ChatRequest:
         string messages, tools, tool_choice
         cbool parallel_tool_calls
@@ -175,6 +184,7 @@ cdef extern from "_native/chat/chat.hpp" namespace "mullama" nogil:
         string call_id, call_name, call_arguments
     cdef cppclass CChat "mullama::Chat":
         const string & prompt()
+        vector[int32_t] prompt_tokens(const StopSignal &) except +raise_error
         const vector[string] & stops()
         vector[int32_t] preserved() except +
         vector[ChatDelta] feed(const string & text, int32_t token) except +

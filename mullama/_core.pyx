@@ -44,9 +44,9 @@ cdef extern from *:
         return [stream] { return stream->stopped(); };
     }
     static const char * const renders_too_long = "rendering took longer than 5 seconds of processor time";
-    static std::shared_ptr<Templates> make_templates(std::shared_ptr<llama_model> model, const std::string & text,
-                                                     const StopSignal & stop) {
-        return limited(to_render, stop, renders_too_long, [&] { return std::make_shared<Templates>(model, text); });
+    static std::shared_ptr<Templates> make_templates(std::shared_ptr<llama_model> model, const ModelFacts & facts,
+                                                     const std::string & text, const StopSignal & stop) {
+        return limited(to_render, stop, renders_too_long, [&] { return std::make_shared<Templates>(model, facts, text); });
     }
     static std::shared_ptr<Chat> make_chat(std::shared_ptr<Templates> templates, const ChatRequest & request,
                                            const StopSignal & stop) {
@@ -57,7 +57,7 @@ cdef extern from *:
     """
     void amend_by_chat "mullama::amend_by_chat"(Sampling &, const CChat &) except +
     StopSignal stop_signal "mullama::stop_signal"(shared_ptr[CStream]) except +
-    shared_ptr[CTemplates] make_templates "mullama::make_templates"(shared_ptr[llama_model], const string &,
+    shared_ptr[CTemplates] make_templates "mullama::make_templates"(shared_ptr[llama_model], const ModelFacts &, const string &,
                                                                     const StopSignal &) except +raise_error nogil
     shared_ptr[CChat] make_chat "mullama::make_chat"(shared_ptr[CTemplates], const ChatRequest &,
                                                      const StopSignal &) except +raise_error nogil

@@ -10,7 +10,7 @@ cdef class Templates:
         cdef shared_ptr[CTemplates] made
         cdef StopSignal stop = stop_of(pending)
         with nogil:
-            made = make_templates(model.shared, source, stop)
+            made = make_templates(model.shared, model.facts, source, stop)
         self.shared = move(made)
 
     def __dealloc__(self):
@@ -21,6 +21,14 @@ cdef class Templates:
     def supports_thinking(self):
         check_fork()
         return self.shared.get().supports_thinking()
+
+    def split(self, bytes text not None):
+        """A text at special tokens, in pairs: a token and its name, or -1 and text between them."""
+        cdef string data = text
+        cdef vector[Part] parts
+        with nogil:
+            parts = self.shared.get().specials().split(data)
+        return [(part.token, text[part.begin:part.end]) for part in parts]
 
 
 @cython.final
@@ -58,6 +66,16 @@ cdef class Chat:
     @property
     def prompt(self):
         return self.shared.get().prompt().decode("utf-8", "replace")
+
+    def prompt_tokens(self, Pending pending=None):
+        """Token ids, of which none is a control token that users wrote. For something pending, it ends early with Stopped."""
+        check_fork()
+        cdef CChat * chat = self.shared.get()
+        cdef vector[int32_t] tokens
+        cdef StopSignal stop = stop_of(pending)
+        with nogil:
+            tokens = chat.prompt_tokens(stop)
+        return tokens
 
     @property
     def stops(self):

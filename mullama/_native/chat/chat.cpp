@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <new>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <utility>
 
 #include "checks/abort_guard.hpp"
 #include "chat/plain_text.hpp"
+#include "chat/prompt.hpp"
 #include "sampling/sampler.hpp"
 
 // llama.cpp's
@@ -82,7 +84,8 @@ std::string new_call_id() {
 
 void Templates::Free::operator()(common_chat_templates * templates) const { common_chat_templates_free(templates); }
 
-Templates::Templates(std::shared_ptr<llama_model> model, const std::string & text) : model_(std::move(model)) {
+Templates::Templates(std::shared_ptr<llama_model> model, const ModelFacts & facts, const std::string & text)
+    : model_(std::move(model)), specials_(llama_model_get_vocab(model_.get()), facts.control_tokens) {
     guarded([&] {
         const char * own = llama_model_chat_template(model_.get(), nullptr);
         if (text.empty() && own == nullptr) throw std::invalid_argument("the model has no chat template");
@@ -109,6 +112,7 @@ struct Chat::State {
 
     std::shared_ptr<const Templates> templates;
     common_chat_session session;
+    std::optional<Prompt> prompt;    // the session has its own idea of it
     std::string user_grammar;        // where the template's handler left it to us
     std::string reasoning, content;  // what was told of the message
     std::vector<Call> calls;
@@ -153,6 +157,7 @@ Chat::Chat(std::shared_ptr<const Templates> templates, const ChatRequest & reque
         inputs.add_bos = llama_vocab_get_add_bos(vocab);
         inputs.add_eos = llama_vocab_get_add_eos(vocab);
         state_->session = common_chat_session(templates->get(), vocab, inputs);
+        state_->prompt.emplace(templates->model(), templates->specials(), templates->get(), inputs, state_->session.prompt());
         // llama.cpp leaves a grammar to whoever samples, and some of its handlers know no schemas.
         state_->user_grammar = request.grammar;
         if (!request.json_schema.empty() && state_->session.grammar().empty()) {
@@ -166,7 +171,9 @@ Chat::Chat(std::shared_ptr<const Templates> templates, const ChatRequest & reque
 
 Chat::~Chat() = default;
 
-const std::string & Chat::prompt() const { return state_->session.prompt(); }
+const std::string & Chat::prompt() const { return state_->prompt->text(); }
+
+std::vector<int32_t> Chat::prompt_tokens(const StopSignal & stop) const { return state_->prompt->tokens(stop); }
 
 const std::vector<std::string> & Chat::stops() const { return state_->session.additional_stops(); }
 

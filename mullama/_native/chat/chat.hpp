@@ -9,7 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "checks/gguf_check.hpp"
+#include "checks/work_limit.hpp"
 #include "llama.h"
+#include "model/special_tokens.hpp"
 
 struct common_chat_templates;
 struct common_params_sampling;
@@ -19,16 +22,18 @@ namespace mullama {
 class Templates {
   public:
     // text: a Jinja template; empty: the model's own. Throws where there is none, or it cannot be parsed.
-    Templates(std::shared_ptr<llama_model> model, const std::string & text);
+    Templates(std::shared_ptr<llama_model> model, const ModelFacts & facts, const std::string & text);
     ~Templates();
 
     const common_chat_templates * get() const { return templates_.get(); }
     const llama_model * model() const { return model_.get(); }
+    const SpecialTokens & specials() const { return specials_; }
     bool supports_thinking() const;
 
   private:
     struct Free { void operator()(common_chat_templates * templates) const; };
     const std::shared_ptr<llama_model> model_;
+    const SpecialTokens specials_;
     std::unique_ptr<common_chat_templates, Free> templates_;
 };
 
@@ -58,6 +63,7 @@ class Chat {
     ~Chat();
 
     const std::string & prompt() const;
+    std::vector<int32_t> prompt_tokens(const StopSignal & stop) const;  // none is a control token that users wrote
     const std::vector<std::string> & stops() const;
     std::vector<int32_t> preserved() const;                    // special tokens whose names the parser reads
     void amend(common_params_sampling & sampling) const;   // the grammar of tools or schema, and what triggers it

@@ -290,6 +290,19 @@ void check_vocabulary(const File & file) {
     }
 }
 
+std::vector<int32_t> control_tokens(const File & file) {
+    std::vector<int32_t> tokens;
+    for (const gguf_type type : {GGUF_TYPE_INT32, GGUF_TYPE_UINT32}) {
+        const int64_t id = file.find_array("tokenizer.ggml.token_type", type);
+        const size_t n = id < 0 ? 0 : gguf_get_arr_n(*file, id);
+        for (size_t i = 0; i < n; ++i) {
+            const auto kind = static_cast<const int32_t *>(gguf_get_arr_data(*file, id))[i];
+            if (kind == LLAMA_TOKEN_TYPE_CONTROL) tokens.push_back(int32_t(i));
+        }
+    }
+    return tokens;
+}
+
 // llama.cpp takes the number of a part for a u16 without asking.
 void check_parts(const File & file, const std::string & path) {
     const int64_t id = file.find("split.count", GGUF_TYPE_UINT16);
@@ -324,6 +337,7 @@ ModelFacts check_gguf(const std::string & path, bool vocab_only) {
     ModelFacts facts;
     check_parts(file, path);
     check_vocabulary(file);
+    facts.control_tokens = control_tokens(file);
     if (vocab_only) return facts;
     if (!file.arch().empty()) facts.bytes_per_cell = check_hyperparameters(file);
     if (gguf_find_tensor(*file, "position_embd.weight") >= 0) facts.n_positions = file.number("context_length", 0);

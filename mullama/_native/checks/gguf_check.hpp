@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace mullama {
 
@@ -10,6 +11,7 @@ namespace mullama {
 struct ModelFacts {
     uint64_t bytes_per_cell = 0;  // of the KV cache in f16, over all layers
     uint64_t n_positions = 0;     // rows of a table of positions; 0: the model has none
+    std::vector<int32_t> control_tokens;  // llama.cpp makes others of some, so that it shows them
 };
 
 // Reads the metadata of the file, and of its other parts if it is split, not the weights: some 20 ms for 128,000 tokens.
