@@ -21,7 +21,7 @@ from ._records import FinishReason, TokenData
 from ._request import checked_grammar, prepare
 from ._schema import plain_schema, tool_schema
 from .config import StreamConfig
-from .errors import ChatError, MullamaError
+from .errors import ChatError, MullamaError, TokenizationError
 
 __all__ = ["ChatGeneration", "ChatOptions", "ChatRequest", "Message", "Tool", "render_chat"]
 

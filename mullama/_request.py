@@ -115,7 +115,7 @@ def prepare(
     return Request(
         engine=engine,
         config=config,
-        tokens=_prompt_tokens(engine, prompt),
+        tokens=_prompt_tokens(engine, prompt, config.parse_special),
         stops=tuple(dict.fromkeys((*config.stop_sequences, *(chat.stops if chat is not None else ())))),
         n_top=min(config.top_logprobs, model.n_vocab),
         sampling=_sampling(model, config, chat),
@@ -160,7 +160,7 @@ class Several:
         return bool(begun)
 
 
-def _prompt_tokens(engine: Engine, prompt: str | Sequence[int]) -> list[int]:
+def _prompt_tokens(engine: Engine, prompt: str | Sequence[int], parse_special: bool) -> list[int]:
     model = engine.model
     if isinstance(prompt, str):
         if not prompt:
@@ -168,7 +168,7 @@ def _prompt_tokens(engine: Engine, prompt: str | Sequence[int]) -> list[int]:
         least = model._core.min_token_count(len(prompt))
         if least >= engine.n_ctx:  # to encode megabytes only to refuse them would take long
             raise _too_long(f"at least {least}", engine)
-        tokens = model.tokenize(prompt, parse_special=True)
+        tokens = model.tokenize(prompt, parse_special=parse_special)
     elif isinstance(prompt, (bytes, bytearray)) or not hasattr(type(prompt), "__iter__"):
         raise _checks.refuse_type("prompt", prompt, "a str or a sequence of token ids")
     else:

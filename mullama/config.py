@@ -229,6 +229,9 @@ class StreamConfig(_Config):
             a whole text.
         min_tokens: No end token is chosen before so many tokens; stop strings still count.
         top_logprobs: With each token come so many of the likeliest at its place, up to 20, with their log-probabilities.
+        parse_special: Whether names of special tokens in a prompt that is text stand for the tokens, as in a chat template
+            that you render yourself; False takes all of it as text, for what others wrote. Chats do not need it: what
+            their messages say is always text.
         lora: Adapters that the model wears for this stream (`Model.load_lora`): one, or several, each by itself or
             as a pair with its scale.
         params: The rest of the sampling. When it is given it is the whole of it, and `temperature`, `top_k`
@@ -248,6 +251,7 @@ class StreamConfig(_Config):
     timeout_ms: int | None = _field(None, integer(0, none=True, hint="It is in milliseconds; 0 is no limit."))
     min_tokens: int = _field(0, integer(0, hint="0 lets the model end when it likes."))
     top_logprobs: int = _field(0, integer(0, 20, hint="The token's own log-probability always comes with it."))
+    parse_special: bool = _field(True, flag)
     lora: Any = _field((), loras)  # noqa: RUF009
     params: SamplerParams | None = _field(None, _sampler_params)  # noqa: RUF009
 

@@ -71,6 +71,34 @@ def words() -> list[tuple[Any, ...]]:
     return [(field.name, value[:4000] if isinstance(value, list) else value, *field.types) for field, value in values]
 
 
+def byte_vocabulary(path: Path, control: Sequence[str], user_defined: Sequence[str] = ()) -> list[int]:
+    """A vocabulary of single bytes and of special tokens by these names; the types of its tokens."""
+    kinds = {"<unk>": gguf.TokenType.UNKNOWN, "<s>": gguf.TokenType.CONTROL, "</s>": gguf.TokenType.CONTROL}
+    kinds |= {f"<0x{i:02X}>": gguf.TokenType.BYTE for i in range(256)}
+    kinds |= dict.fromkeys(user_defined, gguf.TokenType.USER_DEFINED) | dict.fromkeys(control, gguf.TokenType.CONTROL)
+    writer = gguf.GGUFWriter(path, "llama")
+    for add in (
+        writer.add_embedding_length,
+        writer.add_feed_forward_length,
+        writer.add_head_count,
+        writer.add_block_count,
+    ):
+        add(1)
+    writer.add_context_length(512)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(list(kinds))
+    writer.add_token_scores([0.0] * len(kinds))
+    writer.add_token_types([int(kind) for kind in kinds.values()])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    finished(writer, path)
+    return [int(kind) for kind in kinds.values()]
+
+
 def encoder(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.CLS, width: int = 32, layers: int = 2) -> Path:
     """A BERT with random weights: it is bidirectional, has 512 positions, and cannot generate."""
     random = np.random.default_rng(0)

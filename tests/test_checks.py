@@ -72,7 +72,7 @@ for _name in ("temperature", "top_p"):
 WHOLE[StreamConfig, "top_k"] = WHOLE[SamplerParams, "top_k"]
 NUMBERS = REAL | WHOLE
 
-FLAGS = [(SamplerParams, "ignore_eos"), (ContextParams, "reuse_prefix")]
+FLAGS = [(SamplerParams, "ignore_eos"), (StreamConfig, "parse_special"), (ContextParams, "reuse_prefix")]
 TEXTS = [(SamplerParams, "dry_sequence_breakers"), (StreamConfig, "stop_sequences")]
 OTHERS = [
     (SamplerParams, "logit_bias"),

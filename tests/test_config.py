@@ -64,6 +64,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "timeout_ms": None,
         "min_tokens": 0,
         "top_logprobs": 0,
+        "parse_special": True,
         "lora": (),
         "params": None,
     },

@@ -227,6 +227,7 @@ std::vector<UserText::Place> UserText::places(std::string_view text, Reach reach
             const auto found = [&whole](std::string_view) { whole = true; };
             const auto & names = specials_.control_names();
             if (whole || names.walk(text.substr(at), found) || whole || (at < end && names.walk(text.substr(at, end - at), found))) {
+                if (reach == Reach::starts) marks.push_back({at, &before_});
                 marks.push_back({at + start.size(), &behind_});
             }
             break;

@@ -20,7 +20,7 @@ class UserText {
   public:
     // names: behind the beginning of each name, whole or cut off by the end of the string.
     // ends: also before a string that could be the end of a name, or its middle, such as "user".
-    // starts: also behind whatever a name could begin with, so that no template can put one together of the rest.
+    // starts: also on both sides of whatever a name could begin with, so that no template can put one together of the rest.
     enum class Reach { names, ends, starts };
 
     // The template's text, so that the marks do not occur in it.
