@@ -140,7 +140,7 @@ class Several:
         size = min(65536, config.max_tokens or engine.n_ctx)
         plain = {"temperature": 0.8, "top_k": 40, "top_p": 0.95} if config.params is None else {}
         self._engine = engine
-        self._tokens = _prompt_tokens(engine, request.prompt)
+        self._tokens = _prompt_tokens(engine, request.prompt, config.parse_special)
         self._config = config.replace(buffer_size=max(config.buffer_size, size))
         self._changes = deque({"params": params.replace(seed=(first + k) % (2**32 - 1)), **plain} for k in range(count))
         # All slots and some more, so that none stands idle between two; half of the queue at least is left to others.
