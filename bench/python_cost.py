@@ -114,7 +114,7 @@ def wakes(settings: Settings) -> Figures:
         core, notifier = stream._generation.core, _core.Notifier()
         descriptor, woken = notifier.fileno(), 0
         while not stream.is_finished():
-            if not core.arm(notifier):
+            if not core.arm(notifier, 0):
                 await anyio.wait_readable(descriptor)
                 notifier.drain()
                 woken += 1

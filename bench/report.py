@@ -29,6 +29,7 @@ QUESTIONS = (
     "shared_prefix",
     "event_loop",
     "python_cost",
+    "many_readers",
     "thousand_streams",
     "footprint",
 )

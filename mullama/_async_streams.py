@@ -11,11 +11,11 @@ from anyio.abc import ObjectReceiveStream
 from anyio.lowlevel import checkpoint
 
 from . import _checks
-from ._bell import wait_until_ready
 from ._chat import ChatGeneration
 from ._chat_records import ChatCompletion, ChatDelta
 from ._generation import BaseStream, EndOfGeneration, Source
 from ._records import TokenData
+from ._wakeup import wait_until_ready
 from .errors import ClosedError
 
 __all__ = ["ChatStream", "ItemStream", "StreamClosedError", "StreamTools", "TokenStream"]

@@ -17,6 +17,16 @@ cdef extern from "Python.h":
     object new_str "PyUnicode_Type.tp_new"(PyTypeObject *, object args, void *)
 
 
+cdef extern from *:
+    """
+    static int set_slot(PyObject * slot, PyObject * object, PyObject * value) {
+        return Py_TYPE(slot)->tp_descr_set(slot, object, value);
+    }
+    """
+    # what a descriptor of __slots__ does, past a __setattr__ that forbids it
+    int set_slot(object slot, object instance, object value) except -1
+
+
 cdef extern from "llama.h" nogil:
     cdef struct llama_model
     cdef struct llama_vocab
@@ -124,8 +134,8 @@ cdef extern from "_native/engine/notifier.hpp" namespace "mullama" nogil:
     cdef cppclass CNotifier "mullama::Notifier":
         CNotifier() except +
         int fd()
-        void drain()
-        void notify()
+        vector[uint64_t] drain() except +
+        void wake()
 
 
 cdef extern from "_native/engine/ring.hpp" namespace "mullama" nogil:
@@ -140,6 +150,8 @@ cdef extern from "_native/engine/ring.hpp" namespace "mullama" nogil:
         uint32_t n_bytes
         const Candidate * top()
         const char * text()
+    cdef cppclass PoppedRecord:
+        const Record & get()
 
 
 cdef extern from "_native/sampling/sampling.hpp" namespace "mullama" nogil:
@@ -237,8 +249,7 @@ cdef extern from "_native/engine/stream.hpp" namespace "mullama" nogil:
         cbool stopped()
         void submit(CRequest) except +raise_error
         void fail(Finish, Fault, const string & message) except +
-        const Record * front()
-        void pop()
+        cbool pop(PoppedRecord &) except +
         cbool ended()
         cbool ready()
         uint32_t buffered()
@@ -248,7 +259,7 @@ cdef extern from "_native/engine/stream.hpp" namespace "mullama" nogil:
         double rate() except +
         CppOutcome outcome() except +
         vector[float] take_logits()
-        void arm(shared_ptr[CNotifier] notifier) except +
+        void arm(shared_ptr[CNotifier] notifier, uint64_t key) except +
         void disarm()
     int64_t now_us()
 
@@ -317,7 +328,6 @@ cdef class Engine:
 @cython.final
 cdef class Stream:
     cdef shared_ptr[CStream] shared       # also held by the engine until the stream has ended
-    cdef readonly tuple candidates        # of the record that was popped last
     cdef readonly int finish              # why it ended, for who has popped its last record; 0 before that
 
 

@@ -1,4 +1,4 @@
-# The extension types of the engine and of the notifier that it rings, and the sampling that it is asked for; included by _core.pyx.
+# The extension types of the engine and of the notifier of its readers, and the sampling that it is asked for; included by _core.pyx.
 
 @cython.final
 cdef class Notifier:
@@ -9,8 +9,10 @@ cdef class Notifier:
         return self.shared.get().fd()
 
     def drain(self):
-        if not forked:  # else it is the parent's, who would miss the ring
-            self.shared.get().drain()
+        """Empty the descriptor. The keys of the streams that were notified since the last time, in that order."""
+        if forked:  # it is the parent's, who would miss the notification
+            return []
+        return self.shared.get().drain()
 
 
 @cython.final

@@ -1,5 +1,9 @@
 # The reader's side of one generation, and the clock of its times; included by _core.pyx.
 
+cdef object token_id_slot = TokenData.token_id, is_final_slot = TokenData.is_final
+cdef object logprob_slot = TokenData.logprob, top_logprobs_slot = TokenData.top_logprobs
+
+
 cdef tuple candidates(const Candidate * first, size_t n):
     return tuple([(first[i].token, first[i].logprob) for i in range(n)])
 
@@ -24,36 +28,35 @@ cdef class Stream:
         return pending
 
     def pop(self):
-        """The oldest record, None where there is none; its candidates as (token, logprob) are in `candidates`."""
+        """The oldest record, None where there is none; its candidates, as (token, logprob), are its `top_logprobs` as yet."""
         check_fork()
-        cdef CStream * stream = self.shared.get()
-        cdef const Record * record = stream.front()
-        if record == NULL:
+        cdef PoppedRecord popped
+        if not self.shared.get().pop(popped):
             return None
+        cdef const Record * record = &popped.get()
+        if record.finish:
+            self.finish = record.finish
+        # Whatever makes objects may run finalizers, and these may let other threads run: the ring is left alone from here on.
         cdef object token = new_str(<PyTypeObject *> TokenData, (PyUnicode_DecodeUTF8(record.text(), record.n_bytes, NULL),), NULL)
-        token.token_id = record.token
-        token.is_final = record.finish != 0
-        token.logprob = record.logprob
-        token.top_logprobs = ()
-        if record.n_top:
-            self.candidates = candidates(record.top(), record.n_top)
-        self.finish = record.finish
-        stream.pop()
+        set_slot(token_id_slot, token, record.token)
+        set_slot(is_final_slot, token, record.finish != 0)
+        set_slot(logprob_slot, token, record.logprob)
+        set_slot(top_logprobs_slot, token, candidates(record.top(), record.n_top) if record.n_top else ())
         return token
 
-    def arm(self, Notifier notifier not None):
-        """Have the notifier rung at the next record or at the end; returns whether there is one now, so that none is waited for."""
+    def arm(self, Notifier notifier not None, uint64_t key):
+        """Have the notifier list the key at the next record or at the end. True: there is one now, so nothing is to be waited for."""
         check_fork()
         if self.shared.get().ready():
             return True
-        self.shared.get().arm(notifier.shared)
+        self.shared.get().arm(notifier.shared, key)
         return self.shared.get().ready()
 
     def disarm(self):
         self.shared.get().disarm()
 
     def wait(self, Notifier notifier not None):
-        """Block until the notifier rings, letting the GIL go. Signal handlers run meanwhile, and may raise out of here."""
+        """Block until the notifier is notified, letting the GIL go. Signal handlers run meanwhile, and may raise out of here."""
         check_fork()
         cdef pollfd entry
         entry.fd = notifier.shared.get().fd()
@@ -62,12 +65,12 @@ cdef class Stream:
         while True:
             with nogil:
                 n = poll(&entry, 1, 200)  # bounded, because a signal may interrupt another thread instead of this one
-            if n > 0 or self.shared.get().ready():  # whoever closes the stream in another thread may take the ring
+            if n > 0 or self.shared.get().ready():  # whoever closes the stream in another thread may drain the notifier
                 break
             PyErr_CheckSignals()
         notifier.shared.get().drain()
         if self.shared.get().ended():
-            notifier.shared.get().notify()  # for good: whoever else waits here, to read or to close, is told of the end too
+            notifier.shared.get().wake()  # for good: whoever else waits here, to read or to close, sees the end too
 
     def cancel(self):
         check_fork()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Generic, NoReturn, Protocol, TypeVar
+from typing import Generic, NoReturn, Protocol, TypeVar, cast
 
 from . import _checks, _core, _interpreter_exit, _log
 from ._records import (
@@ -21,6 +21,7 @@ from ._records import (
     TokenData,
     TokenLogprob,
     Usage,
+    name_candidates,
 )
 from ._request import Request
 from .config import StreamConfig
@@ -77,7 +78,8 @@ class Generation:
             if token is None:
                 raise self._ending()
         if self._n_top:
-            token.top_logprobs = self._named(self.core.candidates)
+            candidates = cast("tuple[tuple[int, float], ...]", token.top_logprobs)  # until they are named
+            name_candidates(token, self._named(candidates))
         return token
 
     def _named(self, candidates: tuple[tuple[int, float], ...]) -> tuple[TokenLogprob, ...]:

@@ -6,7 +6,7 @@ import enum
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 from . import _openai
 
@@ -24,6 +24,7 @@ __all__ = [
     "TokenData",
     "TokenLogprob",
     "Usage",
+    "name_candidates",
 ]
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
@@ -65,6 +66,8 @@ class Outcome(NamedTuple):
 class TokenData(str):
     """The text that one token completed, which is what the value itself is, and what is known about the token.
 
+    It cannot be changed: setting an attribute raises AttributeError.
+
     The text may be empty: an end token shows none, and a token may carry only the beginning of a character or what
     could be the beginning of a stop string. It then comes with a later token.
 
@@ -78,10 +81,16 @@ class TokenData(str):
 
     __slots__ = ("is_final", "logprob", "token_id", "top_logprobs")
 
-    token_id: int
-    is_final: bool
-    logprob: float
-    top_logprobs: tuple[TokenLogprob, ...]
+    if TYPE_CHECKING:  # slots are quicker to read than properties, and cannot be declared to be as read-only
+
+        @property
+        def token_id(self) -> int: ...
+        @property
+        def is_final(self) -> bool: ...
+        @property
+        def logprob(self) -> float: ...
+        @property
+        def top_logprobs(self) -> tuple[TokenLogprob, ...]: ...
 
     def __new__(
         cls,
@@ -92,11 +101,17 @@ class TokenData(str):
         top_logprobs: tuple[TokenLogprob, ...] = (),
     ) -> TokenData:
         self = str.__new__(cls, text)
-        self.token_id = token_id
-        self.is_final = is_final
-        self.logprob = logprob
-        self.top_logprobs = top_logprobs
+        object.__setattr__(self, "token_id", token_id)
+        object.__setattr__(self, "is_final", is_final)
+        object.__setattr__(self, "logprob", logprob)
+        object.__setattr__(self, "top_logprobs", top_logprobs)
         return self
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"cannot set {name!r}: a TokenData cannot be changed; make a new one")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"cannot delete {name!r}: a TokenData cannot be changed; make a new one")
 
     @property
     def text(self) -> str:
@@ -109,6 +124,11 @@ class TokenData(str):
 
     def __reduce__(self) -> tuple[type[TokenData], tuple[object, ...]]:
         return type(self), (str(self), self.token_id, self.is_final, self.logprob, self.top_logprobs)
+
+
+def name_candidates(token: TokenData, named: tuple[TokenLogprob, ...]) -> None:
+    """Completes a token before it is handed out: the core knows no bytes of its candidates."""
+    object.__setattr__(token, "top_logprobs", named)
 
 
 @dataclass(frozen=True, slots=True)

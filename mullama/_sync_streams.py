@@ -30,7 +30,7 @@ class ItemIterator(BaseStream[T], Iterator[T]):
 
     def __init__(self, source: Source[T]) -> None:
         super().__init__(source)
-        self._bell: _core.Notifier | None = None
+        self._notifier: _core.Notifier | None = None
         self._reading = threading.Lock()
 
     if not TYPE_CHECKING:  # who would have it that there is one
@@ -81,13 +81,13 @@ class ItemIterator(BaseStream[T], Iterator[T]):
 
     def _wait(self) -> None:
         core = self._generation.core
-        if self._bell is None:
-            self._bell = _core.Notifier()
-        core.arm(self._bell)
+        if self._notifier is None:
+            self._notifier = _core.Notifier()
+        core.arm(self._notifier, 0)
         if core.ready:
             core.disarm()
         else:
-            core.wait(self._bell)
+            core.wait(self._notifier)
 
 
 class TokenIterator(ItemIterator[TokenData]):

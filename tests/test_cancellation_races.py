@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -14,14 +12,12 @@ import anyio
 import pytest
 from anyio import CancelScope, EndOfStream, WouldBlock, create_task_group, fail_after
 from anyio.lowlevel import checkpoint
-from conftest import assert_idle, serving, until
+from conftest import assert_idle, serving
 from endless import LIMIT, PROMPTS, alone, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mullama import AsyncContext, Context, Model, TokenStream
-from mullama._bell import wait_until_ready
-from mullama._core import Notifier
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -282,47 +278,6 @@ async def test_each_watcher_is_cancelled_when_the_watch_comes_to_it(
                 blocker.close()  # without waiting, which would be another watcher
         assert done == [n - 1]
         assert [len(await stream.collect()) for stream in streams] == [1] * (n - 1) + [0]
-
-
-class Rung:
-    """A stream as the watch sees it, whose engine notifies when the test says so."""
-
-    def __init__(self) -> None:
-        self.bell: Notifier | None = None
-        self.ready = self.armed = False
-        self.n_armed = 0
-
-    def arm(self, bell: Notifier) -> bool:
-        self.bell, self.armed = bell, not self.ready
-        self.n_armed += 1
-        return self.ready
-
-    def notify(self) -> None:
-        if self.armed:
-            self.armed = False
-            os.write(self.bell.fileno(), (1).to_bytes(8, sys.byteorder))  # type: ignore[union-attr]
-
-
-@pytest.mark.anyio
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the notifier is rung at its other end")
-async def test_a_ring_for_a_token_that_was_taken_already() -> None:
-    """The notification disarms the stream, which must be armed again while another task has the watch."""
-    watched, followed = Rung(), Rung()
-    with fail_after(LIMIT):
-        async with create_task_group() as tasks:
-            tasks.start_soon(wait_until_ready, watched)
-            await steps(5)
-            tasks.start_soon(wait_until_ready, followed)
-            await steps(5)
-            n = watched.n_armed
-            followed.notify()  # its reader has taken the token, and armed again, between the push and this
-            await until(lambda: watched.n_armed > n)
-            assert followed.armed
-            followed.ready = True
-            followed.notify()
-            await until(lambda: watched.n_armed > n + 1)
-            watched.ready = True
-            watched.notify()
 
 
 @pytest.mark.anyio

@@ -106,12 +106,12 @@ def importers(*packages: str, at_import: bool) -> set[str]:
 
 
 def test_only_the_awaiting_shell_imports_a_concurrency_library() -> None:
-    shell = {f"mullama/{name}.py" for name in ("_async", "_async_streams", "_bell", "_merge")}
+    shell = {f"mullama/{name}.py" for name in ("_async", "_async_streams", "_wakeup", "_merge")}
     shell |= {"mullama/_bench.py", "mullama/_run.py"}  # users of it, in the package for the command's sake
     assert importers("anyio", "sniffio", at_import=True) == shell
     assert importers("anyio", "sniffio", at_import=False) <= shell | {"mullama/cli.py"}
     assert importers("asyncio", "trio", "uvloop", at_import=True) == set()
-    assert importers("asyncio", "trio", "uvloop", at_import=False) <= {"mullama/cli.py", "mullama/_bell.py"}
+    assert importers("asyncio", "trio", "uvloop", at_import=False) <= {"mullama/cli.py", "mullama/_wakeup.py"}
 
 
 # From bottom to top. A module imports only modules from lines above its own, including lazy imports and those for types.
@@ -130,7 +130,7 @@ RANKS = """
     _generation
     _chat
     _arguments _context
-    _bell
+    _wakeup
     _sync_streams _async_streams
     _sync _async
     _merge llama

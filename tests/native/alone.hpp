@@ -186,6 +186,14 @@ void check_record(const mullama::Stream & stream, const mullama::Record & record
     CHECK(std::string(record.text(), record.n_bytes) == text_of(stream.request().prompt[0], i));
 }
 
+// Takes record i, whole. False: there is none.
+bool take(mullama::Stream & stream, int64_t i) {
+    mullama::PoppedRecord popped;
+    if (!stream.pop(popped)) return false;
+    check_record(stream, popped.get(), i);
+    return true;
+}
+
 }  // namespace
 
 namespace mullama {

@@ -1,14 +1,16 @@
 // A million records between threads, over rings of 1 to 32 records, without losing a record or a wake-up.
 //
-// The readers are small versions of the two shells: a thread per stream with its own notifier (mullama/_sync.py), and one that
-// reads many streams of two engines with one notifier (mullama/_bell.py). Some cancel; some wait until the ring is full, to
-// count it. Between them are the real classes (alone.hpp), with pauses that place each line of one side between
-// any two lines of the other.
+// Readers are the two shells in small: a thread a stream with a notifier of its own (mullama/_sync.py), and one thread that
+// reads many streams of two engines over one notifier (mullama/_wakeup.py). Some cancel; some wait until the ring is full, to
+// count it. What is between them is in alone.hpp: the real classes, in which each line of one side comes to lie between
+// any two of the other.
 //
 //     ring_stress [RECORDS [SEED [SECONDS]]]
 //
 // Exits with 0, or aborts with a line that says what went wrong, for example that nothing has moved for SECONDS (60).
 #include "alone.hpp"
+
+#include <map>
 
 namespace {
 
@@ -41,10 +43,7 @@ class Reader {
   private:
     bool take() {
         if (!cancelled_ && random_(512) == 0) count_a_full_ring();
-        const Record * record = stream_->front();
-        if (record == nullptr) return false;
-        check_record(*stream_, *record, next_);
-        stream_->pop();
+        if (!::take(*stream_, next_)) return false;
         ++next_;
         moved.fetch_add(1, std::memory_order_relaxed);
         CHECK(stream_->buffered() <= stream_->request().buffer_size);
@@ -77,10 +76,15 @@ class Reader {
     bool cancelled_ = false;
 };
 
-void wait_for(Notifier & notifier) {
-    pollfd entry{notifier.fd(), POLLIN, 0};
-    while (poll(&entry, 1, -1) < 0) CHECK(errno == EINTR);
-    notifier.drain();
+// The keys that the first of the notifiers that is readable has listed.
+std::vector<uint64_t> wait_for(const std::vector<std::shared_ptr<Notifier>> & notifiers) {
+    std::vector<pollfd> entries;
+    for (const auto & notifier : notifiers) entries.push_back({notifier->fd(), POLLIN, 0});
+    while (poll(entries.data(), nfds_t(entries.size()), -1) < 0) CHECK(errno == EINTR);
+    for (size_t i = 0; i < entries.size(); ++i) {
+        if (entries[i].revents & POLLIN) return notifiers[i]->drain();
+    }
+    return {};
 }
 
 // The blocking shell: one thread, one stream at a time, each with its own notifier.
@@ -89,41 +93,48 @@ void read_alone(std::shared_ptr<Engine> engine, uint32_t capacity, int64_t recor
         Reader reader(engine, number, capacity, each, seed + uint64_t(number));
         auto notifier = std::make_shared<Notifier>();
         while (!reader.drain()) {
-            reader.stream().arm(notifier);
+            reader.stream().arm(notifier, 0);
             if (reader.stream().ready()) {
                 reader.stream().disarm();
             } else {
-                wait_for(*notifier);
+                wait_for({notifier});
             }
         }
     }
 }
 
-// The async shell: one thread and one notifier for all streams of all engines; it waits only if none of them is ready.
+// The awaiting shell: one thread for all streams of all engines, which looks at a stream only when its key was listed. Two
+// loops in small: now and then a stream goes from the notifier of the one to that of the other.
 void read_together(std::vector<std::shared_ptr<Engine>> engines, uint32_t capacity, int64_t records, int64_t each,
                    uint64_t seed) {
     const int64_t rounds = std::max<int64_t>(1, records / each / int64_t(3 * engines.size()));
+    Random random(seed);
     for (int64_t round = 0; round < rounds; ++round) {
-        auto notifier = std::make_shared<Notifier>();
-        std::vector<std::unique_ptr<Reader>> readers;
-        for (int32_t number = 0; number < int32_t(3 * engines.size()); ++number) {
+        const std::vector<std::shared_ptr<Notifier>> loops = {std::make_shared<Notifier>(), std::make_shared<Notifier>()};
+        std::map<uint64_t, std::unique_ptr<Reader>> readers;
+        std::vector<uint64_t> keys;
+        for (uint64_t number = 0; number < 3 * engines.size(); ++number) {
             const auto & engine = engines[size_t(number) % engines.size()];
-            readers.push_back(std::make_unique<Reader>(engine, number, capacity, each, seed ^ uint64_t(round * 64 + number)));
+            readers[number] =
+                std::make_unique<Reader>(engine, int32_t(number), capacity, each, seed ^ (uint64_t(round) * 64 + number));
+            keys.push_back(number);
         }
-        while (!readers.empty()) {
-            for (size_t i = 0; i < readers.size();) {
-                if (readers[i]->drain()) {
-                    readers.erase(readers.begin() + long(i));
-                } else {
-                    ++i;
+        while (true) {
+            CHECK(keys.size() <= 3 * engines.size());  // each stream is listed once at most
+            for (uint64_t key : keys) {
+                const auto at = readers.find(key);
+                if (at == readers.end()) continue;  // its end was seen before it was notified of
+                auto & reader = *at->second;
+                bool over = reader.drain();
+                while (!over) {
+                    reader.stream().arm(loops[random(16) == 0], key);
+                    if (!reader.stream().ready()) break;
+                    over = reader.drain();
                 }
+                if (over) readers.erase(at);  // dropped, perhaps while its key is listed
             }
-            bool ready = readers.empty();
-            for (auto & reader : readers) {
-                reader->stream().arm(notifier);
-                ready = ready || reader->stream().ready();
-            }
-            if (!ready) wait_for(*notifier);
+            if (readers.empty()) break;
+            keys = wait_for(loops);
         }
     }
 }

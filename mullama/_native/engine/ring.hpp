@@ -29,14 +29,35 @@ struct Record {
     const Candidate * top() const { return reinterpret_cast<const Candidate *>(this + 1); }
     char * text() { return reinterpret_cast<char *>(top() + n_top); }
     const char * text() const { return reinterpret_cast<const char *>(top() + n_top); }
+    size_t size() const { return sizeof(Record) + n_top * sizeof(Candidate) + n_bytes; }
+};
+
+// A record that was copied out of its ring, so that what is made of it needs the ring no more. Does not allocate for a record
+// of the ordinary size.
+class PoppedRecord {
+  public:
+    const Record & get() const { return *reinterpret_cast<const Record *>(large_ ? large_.get() : small_); }
+
+    void copy(const Record & record) {
+        if (record.size() > sizeof small_) large_.reset(new char[record.size()]);
+        std::memcpy(large_ ? large_.get() : small_, &record, record.size());
+    }
+
+  private:
+    alignas(Record) char small_[256];  // not initialised
+    std::unique_ptr<char[]> large_;
 };
 
 class Ring {
   public:
     Ring(uint32_t capacity, uint32_t text_bytes, uint32_t n_top = 0)
-        : capacity_(capacity), stride_(stride(text_bytes, n_top)), store_(new char[size_t(capacity) * stride_]) {}
+        : capacity_(capacity),
+          text_bytes_(text_bytes),
+          stride_(stride(text_bytes, n_top)),
+          store_(new char[size_t(capacity) * stride_]) {}
 
     uint32_t capacity() const { return capacity_; }
+    uint32_t text_bytes() const { return text_bytes_; }  // that a record can hold
 
     // Any thread; exact for the one that calls from its own side.
     uint32_t size() const { return uint32_t(tail_.load() - head_.load()); }
@@ -56,7 +77,7 @@ class Ring {
     }
     Record * at(uint64_t i) { return reinterpret_cast<Record *>(store_.get() + size_t(i % capacity_) * stride_); }
 
-    const uint32_t capacity_;
+    const uint32_t capacity_, text_bytes_;
     const uint32_t stride_;
     const std::unique_ptr<char[]> store_;
     alignas(64) std::atomic<uint64_t> head_{0};  // moved by the consumer

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <stdexcept>
 
 #include "engine/engine.hpp"
 
@@ -16,6 +17,10 @@ int64_t now_us() {
 Stream::Stream(std::shared_ptr<Engine> engine, int64_t called_us, int64_t timeout_us)
     : engine_(std::move(engine)), deadline_us_(timeout_us > 0 ? called_us + timeout_us : 0) {
     outcome_.called_us = called_us;
+}
+
+Stream::~Stream() {
+    if (notifier_) notifier_->unlist(entry_);
 }
 
 bool Stream::stopped() const {
@@ -44,19 +49,19 @@ void Stream::fail(Finish how, Fault fault, const std::string & message) {
     notify_end();
 }
 
-const Record * Stream::front() {
-    Ring * const ring = ring_.load();
-    return ring == nullptr ? nullptr : ring->front();
-}
-
 uint32_t Stream::buffered() const {
     const Ring * const ring = ring_.load();
     return ring == nullptr ? 0 : ring->size();
 }
 
-void Stream::pop() {
-    ring_storage_->pop();
+bool Stream::pop(PoppedRecord & record) {
+    Ring * const ring = ring_.load();
+    const Record * front = ring == nullptr ? nullptr : ring->front();
+    if (front == nullptr) return false;
+    record.copy(*front);
+    ring->pop();
     if (paused_.load() && paused_.exchange(false)) engine_->wake();
+    return true;
 }
 
 bool Stream::cancel() {
@@ -94,9 +99,13 @@ double Stream::rate() const {
     return took > 0 ? 1e6 * double(outcome_.tokens.size() - 1) / double(took) : 0.0;
 }
 
-void Stream::arm(std::shared_ptr<Notifier> notifier) {
+void Stream::arm(std::shared_ptr<Notifier> notifier, uint64_t key) {
     std::lock_guard<std::mutex> lock(notifier_mutex_);
-    notifier_ = std::move(notifier);
+    if (notifier_ != notifier) {
+        if (notifier_) notifier_->unlist(entry_);
+        notifier_ = std::move(notifier);
+    }
+    key_ = key;
     armed_.store(true);
 }
 
@@ -104,10 +113,12 @@ void Stream::notify() {
     if (!armed_.load() || !armed_.exchange(false)) return;
     std::shared_ptr<Notifier> notifier;
     {
-        std::lock_guard<std::mutex> lock(notifier_mutex_);
+        std::lock_guard<std::mutex> lock(notifier_mutex_);  // also around list(): it must be the notifier of now
+        if (!notifier_) return;
         notifier = notifier_;
+        notifier->list(entry_, key_);
     }
-    if (notifier) notifier->notify();
+    notifier->wake();
 }
 
 Finish Stream::end_reason(int64_t now) const {
@@ -128,6 +139,11 @@ bool Stream::append(const Choice & choice, const std::string & text, Finish fini
     if (cancelled_.load()) return false;
     Record * record = ring_storage_->back();
     if (record == nullptr) return false;  // cannot be: the engine asked full() before it computed this token
+    if (text.size() > ring_storage_->text_bytes() || choice.top.size() != request_.n_top) {  // nor this: Text::bound
+        throw std::length_error("a token with " + std::to_string(text.size()) + " bytes of text and " +
+                                std::to_string(choice.top.size()) + " candidates, where a record holds " +
+                                std::to_string(ring_storage_->text_bytes()) + " and " + std::to_string(request_.n_top));
+    }
     record->token = choice.token;
     record->logprob = choice.logprob;
     record->finish = int32_t(finish);
@@ -184,7 +200,7 @@ void Stream::finish(Finish how, Fault fault, const std::string & message, int st
 }
 
 void Stream::notify_end() {
-    armed_.store(true);  // a close() may have taken what the reader was rung for: the end rings in any case
+    armed_.store(true);  // a close() may have drained what the reader was notified of: the end notifies in any case
     notify();
 }
 

@@ -51,6 +51,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
   public:
     // Prepared from now on; see Engine::open.
     Stream(std::shared_ptr<Engine> engine, int64_t called_us, int64_t timeout_us);
+    ~Stream();
+    Stream(const Stream &) = delete;
+    Stream & operator=(const Stream &) = delete;
 
     // ---- the preparer's side, any thread, one at a time
     bool stopped() const;                // nobody wants the request any more
@@ -60,8 +63,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
     void fail(Finish finish, Fault fault, const std::string & message);
 
     // ---- the reader's side, any thread, one at a time
-    const Record * front();
-    void pop();                          // gives the room back; wakes the engine if it waits for it
+    // The oldest record, into `record`; false where there is none. Gives its room back; wakes the engine if it waits for it.
+    bool pop(PoppedRecord & record);
     bool ended() const { return ended_.load(); }
     bool ready() const { return buffered() > 0 || ended_.load(); }
     uint32_t buffered() const;
@@ -71,8 +74,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
     std::vector<float> take_logits();    // out of the outcome: they are many
     int64_t generated() const { return n_generated_.load(); }
     double rate() const;                 // tokens per second from the first to the last so far; 0 before there are two
-    // Ask for a ring of `notifier` at the next record or at the end. Look at ready() again before waiting.
-    void arm(std::shared_ptr<Notifier> notifier);
+    // Ask to be notified once, at the next record or at the end: `notifier` then lists `key`. Look at ready() again before
+    // waiting. A stream has one place: armed anew, it notifies whom it was armed for last.
+    void arm(std::shared_ptr<Notifier> notifier, uint64_t key);
     void disarm() { armed_.store(false); }
 
     // ---- the engine's side
@@ -82,13 +86,13 @@ class Stream : public std::enable_shared_from_this<Stream> {
     Finish end_reason(int64_t now) const;      // cancelled or timeout where it is to end; else running
     bool full();                         // and if so, remember to be woken when there is room
     // Append one token; `text` is what it completed, `finish` and `stop` are of the last one. False, and nothing done, if the
-    // stream was cancelled meanwhile.
+    // stream was cancelled meanwhile. Throws, and nothing done, where a record cannot hold it.
     bool append(const Choice & choice, const std::string & text, Finish finish, int stop = -1);
     void set_logits(size_t i, const float * row, size_t n);  // the i-th row; what was beyond it is dropped
     void admitted(int64_t cached_tokens);
     // The end. `rest` is text that was held back and has no record to go with (none but the transcript shows it).
     void end(Finish finish, Fault fault, const std::string & message, int stop, const std::string & rest);
-    void notify();                       // ring the notifier if the reader waits
+    void notify();                       // if the reader waits
 
   private:
     void finish(Finish finish, Fault fault, const std::string & message, int stop, const std::string & rest);
@@ -105,8 +109,10 @@ class Stream : public std::enable_shared_from_this<Stream> {
     std::atomic<bool> paused_{false};    // the producer waits for room
     std::atomic<bool> armed_{false};     // the reader waits for a record
     std::atomic<int64_t> n_generated_{0};
-    std::mutex notifier_mutex_;
-    std::shared_ptr<Notifier> notifier_;
+    std::mutex notifier_mutex_;          // guards the next three; taken before the notifier's own
+    std::shared_ptr<Notifier> notifier_; // lives as long as entry_ may be in its list
+    uint64_t key_ = 0;
+    Notifier::Entry entry_;
     // Guards outcome_ and submitted_, and makes cancel() and append() exclude each other. The engine's mutex is taken within it.
     mutable std::mutex transcript_mutex_;
     Outcome outcome_;
