@@ -51,7 +51,7 @@ class _Wakeup(Generic[W]):
         pop = self._waiting.pop
         return [waiter for key in self._notifier.drain() for waiter in pop(key, ())]
 
-    def _remove(self, key: int, waiter: W) -> None:
+    def _remove(self, key: int, waiter: object) -> None:
         """Of a task that was cancelled, perhaps after its key was drained."""
         waiters = self._waiting.get(key, [])
         if waiter in waiters:
@@ -95,32 +95,33 @@ class _Watched(_Wakeup[Event]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._watcher: Event | None = None  # of the task that watches, or that was appointed and is about to
+        self._watcher: object = (
+            None  # who watches, or was appointed and is about to: its event, if it ever had to wait for one
+        )
 
     async def wait(self, stream: _core.Stream) -> None:
         key = id(stream)
         if stream.arm(self._notifier, key):
             await checkpoint()
             return
-        woken = Event()
+        me: object = object()
         try:
             while True:
                 if self._watcher is None:
-                    self._watcher = woken
-                if self._watcher is woken:
+                    self._watcher = me
+                if self._watcher is me:
                     await wait_readable(self._fd)  # returns at once where it was notified meanwhile
                     for other in self._notified():
                         other.set()
                 else:
+                    me = woken = Event()
                     self._waiting.setdefault(key, []).append(woken)
                     await woken.wait()
                 if stream.arm(self._notifier, key):
                     return
-                if self._watcher is not woken:
-                    woken = Event()
         finally:
-            self._remove(key, woken)
-            if self._watcher is woken:
+            self._remove(key, me)
+            if self._watcher is me:
                 self._appoint()
 
     def _appoint(self) -> None:
@@ -129,9 +130,9 @@ class _Watched(_Wakeup[Event]):
         if key is None:
             self._watcher = None
         else:
-            self._watcher = self._waiting[key][0]
-            self._remove(key, self._watcher)
-            self._watcher.set()
+            self._watcher = woken = self._waiting[key][0]
+            self._remove(key, woken)
+            woken.set()
 
 
 _wakeups: WeakKeyDictionary[object, _CalledBack | _Watched] = WeakKeyDictionary()  # by what a loop is known by
