@@ -69,6 +69,7 @@ void check_ready_list() {
     auto one = std::make_shared<Notifier>(), other = std::make_shared<Notifier>();
     std::vector<std::shared_ptr<Stream>> streams;
     for (int32_t i = 0; i < 5; ++i) streams.push_back(make_stream(engine, i, 1, -1));
+    engine->clear_cache();             // which held them
     const auto notify = [&](int i, std::shared_ptr<Notifier> notifier, uint64_t key) {
         streams[size_t(i)]->arm(std::move(notifier), key);
         streams[size_t(i)]->notify();
@@ -90,6 +91,7 @@ void check_ready_list() {
     CHECK(readable(*one) && one->drain().empty() && !readable(*one));
     std::weak_ptr<Notifier> gone = one;
     auto last = make_stream(engine, 0, 1, -1);
+    engine->clear_cache();
     last->arm(one, 9);
     one.reset();                       // its loop is closed, and the stream ends later
     last->end(Finish::cancelled, Fault::none, "", -1, "");
@@ -204,6 +206,7 @@ void check_races(int rounds) {
     std::shared_ptr<Stream> dropped;
     const auto list_one = [&] {
         dropped = make_stream(engine, 2, 1, -1);
+        engine->clear_cache();
         dropped->arm(notifier, 4);
         dropped->notify();
     };
