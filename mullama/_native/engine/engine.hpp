@@ -118,7 +118,7 @@ class Engine {
     void fail(const std::string & message);
     void close_all();
     void publish();      // the counters
-    void notify_readers();         // publish the counters, then the endings, then ring the bells
+    void notify_readers();         // publish the counters, then the endings, then notify
     void wait();
     // choose.cpp
     void choose();

@@ -8,9 +8,9 @@
 //
 // No notification is lost. notify() lists first, then sets `notified_`, and writes to the descriptor where it was not set;
 // drain() empties the descriptor, then clears `notified_`, and takes the list last. Where notify() found `notified_` set, the
-// entry was listed before drain() cleared it, and so is in the list that drain() takes. Where it found it clear, it writes after
-// drain() has emptied the descriptor, so that the descriptor stays readable: at worst for a key that was taken already, and
-// the list is empty then. Another order in drain() loses keys: the list before the flag, those that are listed between the
+// entry was listed before drain() cleared it, and so is in the list that drain() takes. Where it found it clear, it writes
+// after drain() has emptied the descriptor, so that the descriptor stays readable: at worst for a key that was taken already,
+// and the list is empty then. Another order in drain() loses keys: the list before the flag, those that are listed between the
 // two; the flag before the descriptor, the write between the two, and `notified_` stays set over an empty descriptor.
 #pragma once
 

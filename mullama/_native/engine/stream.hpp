@@ -9,12 +9,13 @@
 //  * `ended` is set once: by the engine, after the last record and when the slot is free for whatever is asked of the engine
 //    next; before it was submitted, by whoever ends it. The outcome is fixed then, and its place in the engine is free;
 //  * the ending has a place of its own (the outcome), so that no full ring can block it;
-//  * no wake-up is lost. A reader that finds nothing sets `armed_` and looks again; the engine pushes, or sets `ended_`, and looks at
-//    `armed_`. Each writes first, and looks at the other's variable afterwards, all of it sequentially consistent (Dekker's
-//    pattern): so the reader sees the record, or the engine sees that it waits. The engine clears `armed_` and lists the key that the
-//    stream was armed with last; what becomes of a listed key is in notifier.hpp. A reader that was notified of a record that it
-//    has taken already finds nothing, and arms again. As a reader that closes may drain what another one waits for, the
-//    end notifies whether or not the stream is armed. In the other direction `paused_` is what `armed_` is here: see full(), pop().
+//  * no wake-up is lost. A reader that finds nothing sets `armed_` and looks again; the engine pushes, or sets `ended_`, and
+//    looks at `armed_`. Each writes first and looks at the other's variable afterwards, all of it sequentially consistent
+//    (Dekker's pattern): so the reader sees the record, or the engine sees that it waits. The engine clears `armed_` and lists
+//    the key that the stream was armed with last; what becomes of a listed key is in notifier.hpp. A reader that was notified
+//    of a record that it has taken already finds nothing, and arms again. A reader that closes may drain what another one
+//    waits for, so the end notifies whether or not the stream is armed. In the other direction `paused_` is what `armed_` is
+//    here: see full() and pop().
 #pragma once
 
 #include <algorithm>
