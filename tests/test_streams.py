@@ -242,7 +242,7 @@ async def test_config_is_what_it_was_started_with(actx: AsyncContext) -> None:
     async with actx.generate_stream(PROMPT, config=asked) as stream:
         assert stream.config() == asked
     async with actx.generate_stream(PROMPT, 3, GREEDY) as stream:
-        assert stream.config() == StreamConfig(max_tokens=3, params=GREEDY)
+        assert stream.config() == StreamConfig(max_tokens=3, params=GREEDY, timeout_ms=30_000)
 
 
 async def test_figures_grow_with_the_tokens_and_stay_at_the_end(actx: AsyncContext) -> None:
