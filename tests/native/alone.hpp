@@ -201,7 +201,9 @@ namespace mullama {
 // ------------------------------------------------------------------------------------------------ the reduced engine
 
 void FreeSampler::operator()(common_sampler *) const {}
-std::shared_mutex & lora_mutex() {
+void Constraint::Free::operator()(llama_sampler *) const {}
+Choosers::~Choosers() = default;
+std::shared_mutex & lora_mutex(const std::shared_ptr<llama_model> &) {
     static std::shared_mutex mutex;
     return mutex;
 }

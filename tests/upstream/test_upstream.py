@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_files import DATA, PARTS, damage
 
-from build_programs import NATIVE, program
+from build_programs import NATIVE, program, run
 from mullama import default_model
 
 HERE = Path(__file__).resolve().parent
@@ -180,3 +180,15 @@ def test_every_step_through_a_grammar_asks_for_memory() -> None:
     assert max(seconds for seconds, _, _ in times.values()) > 0.9, f"none of these is ambiguous enough to test: {times}"
     for grammar, (_, gap, _) in times.items():
         assert gap < 0.25, f"{grammar}: {gap} s of processor time between two looks"
+
+
+# ------------------------------------------------------------------------------------------ choices
+
+
+def test_the_same_tokens_are_chosen() -> None:
+    seen = sorted([*NATIVE.joinpath("checks").glob("*.[ch]pp"), *NATIVE.joinpath("sampling").glob("*.[ch]pp")])
+    said = run([str(program(HERE / "choices.cpp", link_llama=True, seen=seen)), str(default_model())])
+    rows = [line.split("\t") for line in said.splitlines()]
+    assert not [row for row in rows if len(row) != 5], said
+    assert min(int(tokens) for _, tokens, *_ in rows) >= 6, f"a case that compares nothing: {said}"
+    assert sum(int(turns) for _, _, turns, *_ in rows) > 100, f"hardly anything was interrupted: {said}"

@@ -24,6 +24,12 @@ thread_local double until = 0;
 thread_local const StopSignal * stop_signal = nullptr;
 thread_local bool was_reached = false, was_stopped = false;
 
+double thread_seconds() {
+    timespec t{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
 struct EndOfWork : std::bad_alloc {
     const char * what() const noexcept override { return "it took too long"; }
 };
@@ -47,16 +53,10 @@ New find_new() {
 
 }  // namespace
 
-double thread_seconds() {
-    timespec t{};
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
-}
-
-WorkLimit::WorkLimit(double seconds, const StopSignal & stop) {
+WorkLimit::WorkLimit(double seconds, const StopSignal & stop) : began_(thread_seconds()) {
     was_reached = was_stopped = false;
     stop_signal = stop ? &stop : nullptr;
-    until = thread_seconds() + seconds;
+    until = began_ + seconds;
     countdown = between_looks;
 }
 
@@ -64,6 +64,7 @@ WorkLimit::~WorkLimit() { end(); }
 
 void WorkLimit::end() { countdown = 0; }
 
+double WorkLimit::used() const { return thread_seconds() - began_; }
 bool WorkLimit::reached() const { return was_reached; }
 bool WorkLimit::stopped() const { return was_stopped; }
 

@@ -9,8 +9,12 @@ namespace mullama {
 
 // What may be used of processor time, in seconds.
 constexpr double forever = 1e9;
-constexpr double to_compile = 3;  // a grammar, or to make one of a schema
-constexpr double to_render = 5;   // a chat by its template, which is a program
+constexpr double to_compile = 3;     // a grammar, or to make one of a schema
+constexpr double to_render = 5;      // a chat by its template, which is a program
+// Following a grammar: of all streams in a step of the engine, while their neighbours wait; in turn with others, at first; for one
+// token; and for a whole stream, which is more by so much for each token.
+constexpr double to_choose_in_step = 0.003, to_choose_in_turn = 0.05, to_choose = 3;
+constexpr double to_follow = 10, to_follow_each = 0.025;
 
 // Whether nobody wants the result any more; asked from the thread that works, often.
 using StopSignal = std::function<bool()>;
@@ -37,11 +41,13 @@ class WorkLimit {
     WorkLimit & operator=(const WorkLimit &) = delete;
 
     void end();
+    double used() const;   // seconds so far
     bool reached() const;  // the time was up: what was thrown may have come out as something else
     bool stopped() const;  // `stop` said yes
-};
 
-double thread_seconds();  // of processor time, that this thread used
+  private:
+    const double began_;
+};
 
 // Do the work within a limit. Throws Stopped, and TooLong with `why` where its time was up; else what the work throws.
 template <typename Work>

@@ -47,6 +47,7 @@ void Engine::fill() {
         if (slot.free()) continue;
         const int64_t deadline = slot.stream->deadline_us();
         if (deadline > 0 && (step_deadline_us_ == 0 || deadline < step_deadline_us_)) step_deadline_us_ = deadline;
+        if (slot.choosing) continue;
         if (now >= slot.not_before_us && !(slot.n_generated > 0 && slot.stream->full())) ready.push_back(&slot);
     }
     if (ready.empty()) return;

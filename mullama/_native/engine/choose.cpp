@@ -1,5 +1,6 @@
 // What becomes of the logits of a sequence: a token and its text for the reader, or the logits themselves; see engine.hpp.
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 
@@ -9,45 +10,81 @@
 namespace mullama {
 
 // For all sequences whose logits were computed. Tokens are chosen in parallel: with a large vocabulary, many streams, and many
-// threads to compute these, it would else be a good part of a step, in which all threads but one would wait.
+// threads to compute these, it would else be a good part of a step, in which all threads but one would wait. Where a grammar
+// takes more time than the others can wait, the choosers go on with it, and the sequence takes no part in batches until then.
 void Engine::choose() {
+    static const std::vector<int32_t> none;
     struct Turn {
         Slot * slot;
         float * logits;
+        const std::vector<int32_t> * banned;
         Choice choice;
         std::string failure;
     };
-    std::vector<Turn> together, alone;
+    std::vector<Turn> turns, constrained;
     for (auto & slot : slots_->all()) {
         if (slot.i_output < 0 || slot.ended_early) continue;
-        if (slot.stream->request().n_logits > 0) {
+        const Request & request = slot.stream->request();
+        if (request.n_logits > 0) {
             emit_logits(slot);
             continue;
         }
-        auto & turns = slot.sampler->uses_context() ? alone : together;
-        turns.push_back({&slot, llama_get_logits_ith(ctx_.get(), slot.i_output), {}, ""});
+        const auto * banned = slot.n_generated < request.min_tokens ? &end_tokens_ : &none;
+        auto & kind = slot.sampler->constrained() ? constrained : turns;
+        kind.push_back({&slot, llama_get_logits_ith(ctx_.get(), slot.i_output), banned, {}, ""});
     }
-    const auto take = [this](Turn & turn) {
-        static const std::vector<int32_t> none;
-        Slot & slot = *turn.slot;
-        const Request & request = slot.stream->request();
+    turns.insert(turns.end(), std::make_move_iterator(constrained.begin()), std::make_move_iterator(constrained.end()));
+    const int64_t until = now_us() + int64_t(1e6 * to_choose_in_step);
+    std::vector<char> done(turns.size(), 0);
+    workers_->share(turns.size(), n_threads_, [&](size_t i) {
+        Turn & turn = turns[i];
+        Sampler & sampler = *turn.slot->sampler;
         try {
             if (turn.logits == nullptr) throw std::runtime_error("llama.cpp has no logits for this token");
-            const auto & banned = slot.n_generated < request.min_tokens ? end_tokens_ : none;
-            turn.choice = slot.sampler->sample(ctx_.get(), slot.i_output, turn.logits, request.n_top, banned);
+            const double seconds = sampler.constrained() ? 1e-6 * double(std::max<int64_t>(0, until - now_us())) : 0;
+            done[i] = sampler.choose(turn.logits, turn.slot->stream->request().n_top, *turn.banned, seconds, {}, turn.choice);
         } catch (const std::exception & e) {
             turn.failure = e.what();
         }
-    };
-    workers_->share(together.size(), n_threads_, [&](size_t i) { take(together[i]); });
-    for (auto & turn : alone) take(turn);
-    for (auto * turns : {&together, &alone}) {
-        for (auto & turn : *turns) {
-            if (turn.choice.token >= 0) {
-                emit(*turn.slot, turn.choice);
-            } else {
-                finish(*turn.slot, Finish::error, Fault::sampling, turn.failure);
-            }
+    });
+    for (size_t i = 0; i < turns.size(); ++i) {
+        Turn & turn = turns[i];
+        if (done[i]) {
+            emit(*turn.slot, turn.choice);
+        } else if (turn.failure.empty()) {
+            hand_over(*turn.slot, turn.logits, *turn.banned, std::move(turn.choice));
+        } else {
+            finish(*turn.slot, Finish::error, Fault::sampling, turn.failure);
+        }
+    }
+}
+
+void Engine::hand_over(Slot & slot, const float * logits, const std::vector<int32_t> & banned, Choice choice) {
+    try {
+        auto one = std::make_shared<Choosing>();
+        one->logits.assign(logits, logits + llama_vocab_n_tokens(vocab_));
+        one->n_top = slot.stream->request().n_top;
+        one->banned = &banned;
+        one->slot = size_t(slot.seq);
+        one->choice = std::move(choice);
+        one->sampler = std::move(slot.sampler);
+        choosers_->add(one);
+        slot.choosing = std::move(one);
+    } catch (const std::exception & e) {
+        finish(slot, Finish::error, Fault::sampling, e.what());
+    }
+}
+
+void Engine::take_choices() {
+    for (auto & one : choosers_->take_done()) {
+        Slot & slot = slots_->all()[one->slot];
+        if (slot.choosing != one) continue;  // it was cancelled just now
+        slot.choosing.reset();
+        slot.sampler = std::move(one->sampler);
+        if (one->failure.empty()) {
+            emit(slot, one->choice);
+        } else {
+            finish(slot, Finish::error, Fault::sampling, one->failure);
         }
     }
 }

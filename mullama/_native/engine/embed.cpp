@@ -71,7 +71,7 @@ llama_context * Embedder::make(uint32_t n_tokens, int32_t pooling) {
     p.abort_callback_data = this;
     take_errors();
     AbortGuard guard;
-    const std::shared_lock<std::shared_mutex> lock(lora_mutex());
+    const std::shared_lock<std::shared_mutex> lock(lora_mutex(model_));
     llama_context * made = llama_init_from_model(model_.get(), p);
     if (made != nullptr) workers_.attach(made);
     return made;

@@ -5,12 +5,10 @@
 #include <chrono>
 #include <future>
 
-#include <pthread.h>
-#include <signal.h>
-
 #include "checks/abort_guard.hpp"
 #include "model/log.hpp"
 #include "threads/cores.hpp"
+#include "threads/signals.hpp"
 
 namespace mullama {
 
@@ -36,7 +34,7 @@ Engine::Engine(std::shared_ptr<llama_model> model, const EngineParams & params)
     take_errors();
     {
         AbortGuard guard;
-        std::shared_lock<std::shared_mutex> lock(lora_mutex());
+        std::shared_lock<std::shared_mutex> lock(lora_mutex(model_));
         ctx_.reset(llama_init_from_model(model_.get(), p));
     }
     if (!ctx_) throw std::runtime_error("llama.cpp could not make the context: " + take_errors());
@@ -46,6 +44,7 @@ Engine::Engine(std::shared_ptr<llama_model> model, const EngineParams & params)
     n_batch_ = int32_t(llama_n_batch(ctx_.get()));
     n_threads_ = p.n_threads;
     workers_ = std::make_unique<Workers>(std::max(p.n_threads, p.n_threads_batch));
+    choosers_ = std::make_unique<Choosers>(size_t(std::max(2, n_threads_)), [this] { wake(); });
     batch_ = llama_batch_init(n_batch_, 0, 1);
     for (llama_token token = 0; token < llama_vocab_n_tokens(vocab_); ++token) {
         if (llama_vocab_is_eog(vocab_, token)) end_tokens_.push_back(token);
@@ -154,6 +153,7 @@ void Engine::release() {
     close_all();
     if (batch_.token != nullptr) llama_batch_free(batch_);
     batch_ = llama_batch{};
+    choosers_.reset();
     slots_.reset();
     ctx_.reset();
     workers_.reset();
@@ -163,9 +163,7 @@ void Engine::release() {
 // ------------------------------------------------------------------------------------------------------ the engine thread
 
 void Engine::run() {
-    sigset_t signals;  // they are for the interpreter's main thread, never for this one or for ggml's workers below it
-    sigfillset(&signals);
-    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+    const SignalsForOthers signals;
     const Workers::Shift shift(*workers_);
     workers_->attach(ctx_.get());
     while (!stopping_.load()) {
@@ -185,6 +183,7 @@ bool Engine::step() {
     take_commands();
     end_prepared(now_us(), Finish::timeout, Fault::none, "");
     reap();
+    take_choices();
     admit();
     fill();
     if (batch_.n_tokens == 0) return false;
@@ -335,7 +334,7 @@ void Engine::wait() {
     for (const auto & slot : slots_->all()) {
         if (slot.free()) continue;
         consider(slot.stream->deadline_us());
-        if (!slot.stream->paused()) consider(slot.not_before_us);  // also where it came since fill() looked
+        if (!slot.choosing && !slot.stream->paused()) consider(slot.not_before_us);  // also where it came since fill() looked
     }
     for (const auto & stream : queue_) consider(stream->deadline_us());
 

@@ -20,6 +20,7 @@
 
 #include "checks/gguf_check.hpp"
 #include "llama.h"
+#include "engine/choosers.hpp"
 #include "engine/slots.hpp"
 #include "engine/stream.hpp"
 #include "threads/workers.hpp"
@@ -122,6 +123,8 @@ class Engine {
     void wait();
     // choose.cpp
     void choose();
+    void hand_over(Slot & slot, const float * logits, const std::vector<int32_t> & banned, Choice choice);  // to the choosers
+    void take_choices();                                                                        // from them
     void emit(Slot & slot, const Choice & choice);
     void emit_logits(Slot & slot);
     // batch.cpp
@@ -141,6 +144,7 @@ class Engine {
     std::unique_ptr<Workers> workers_;  // of the engine thread
     std::unique_ptr<llama_context, decltype(&llama_free)> ctx_;
     std::unique_ptr<Slots> slots_;
+    std::unique_ptr<Choosers> choosers_;
     llama_batch batch_{};
     int64_t n_ctx_ = 0;
     int32_t n_batch_ = 0, n_threads_ = 0;
@@ -152,7 +156,7 @@ class Engine {
     Loras active_adapters_;                                    // by the model at present
     bool changed_ = false;                          // and not yet when it computed last
     int64_t changed_us_ = 0;                        // when it first computed with them
-    std::shared_lock<std::shared_mutex> counting_{lora_mutex(), std::defer_lock};
+    std::shared_lock<std::shared_mutex> counting_{lora_mutex(model_), std::defer_lock};
     std::vector<std::shared_ptr<Stream>> touched_;  // whose readers are told of a record at the end of the step
     std::vector<Ending> endings_;
     int32_t n_prompt_ = 0;                          // prompt tokens in the batch

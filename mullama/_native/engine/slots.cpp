@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "common.h"
+#include "engine/choosers.hpp"
 
 namespace mullama {
 
@@ -127,6 +128,8 @@ void Slots::release(Slot & slot) {
     slot.stream.reset();
     slot.sampler.reset();
     slot.text.reset();
+    if (slot.choosing) slot.choosing->stop.store(true);
+    slot.choosing.reset();
     slot.n_generated = slot.not_before_us = slot.n_reserved = 0;
     slot.n_batched = 0;
     slot.i_output = -1;

@@ -15,6 +15,8 @@
 
 namespace mullama {
 
+struct Choosing;
+
 struct Slot {
     llama_seq_id seq = 0;
     std::vector<llama_token> tokens;    // the prompt, then what was generated
@@ -22,6 +24,7 @@ struct Slot {
     std::shared_ptr<Stream> stream;     // null: the slot is free
     std::unique_ptr<Sampler> sampler;
     std::unique_ptr<Text> text;
+    std::shared_ptr<Choosing> choosing; // its next token, with its sampler; null: the engine has that
     Loras loras;                        // under which the cells were computed
     uint64_t served = 0;                // the last step that it was part of
     int64_t n_generated = 0;

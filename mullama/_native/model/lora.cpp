@@ -82,16 +82,11 @@ void try_on(llama_model * model, llama_adapter_lora * adapter) {
 
 }  // namespace
 
-std::shared_mutex & lora_mutex() {
-    static std::shared_mutex * const the = new std::shared_mutex;  // never destroyed: an engine may outlive main()
-    return *the;
-}
-
 Lora::Lora(std::shared_ptr<llama_model> m, const std::string & path) : model(std::move(m)), adapter(nullptr) {
     take_errors();
     try {
         check_adapter(model.get(), path);
-        const std::lock_guard<std::shared_mutex> lock(lora_mutex());
+        const std::lock_guard<std::shared_mutex> lock(lora_mutex(model));
         AbortGuard guard;
         adapter = llama_adapter_lora_init(model.get(), path.c_str());
         if (adapter == nullptr) throw std::runtime_error(take_errors());
@@ -107,7 +102,7 @@ Lora::Lora(std::shared_ptr<llama_model> m, const std::string & path) : model(std
 }
 
 Lora::~Lora() {
-    const std::lock_guard<std::shared_mutex> lock(lora_mutex());
+    const std::lock_guard<std::shared_mutex> lock(lora_mutex(model));
     llama_adapter_lora_free(adapter);
 }
 

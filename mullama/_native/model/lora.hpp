@@ -26,7 +26,8 @@ struct Lora {
 using Loras = std::vector<std::pair<std::shared_ptr<Lora>, float>>;
 
 // llama.cpp keeps a list of a model's adapters, without a lock: whoever makes it read the list (a new context does, and the
-// first batch after a change of adapters) holds this shared, and whoever loads or frees an adapter alone.
-std::shared_mutex & lora_mutex();
+// first batch after a change of adapters) holds this shared, and whoever loads or frees an adapter alone. It lives as long as
+// the model, which load_model() has made.
+std::shared_mutex & lora_mutex(const std::shared_ptr<llama_model> & model);
 
 }  // namespace mullama

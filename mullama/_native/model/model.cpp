@@ -8,11 +8,18 @@
 #include "checks/abort_guard.hpp"
 #include "common.h"
 #include "model/log.hpp"
+#include "model/lora.hpp"
 #include "text/text.hpp"
 
 namespace mullama {
 
 namespace {
+
+// What frees a model, and goes with each pointer to it.
+struct Release {
+    std::shared_ptr<std::shared_mutex> adapters = std::make_shared<std::shared_mutex>();
+    void operator()(llama_model * model) const { llama_model_free(model); }
+};
 
 bool has_vocabulary(const llama_vocab * vocab) { return llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_NONE; }
 
@@ -43,8 +50,10 @@ std::shared_ptr<llama_model> load_model(const std::string & path, const LoadPara
     AbortGuard guard;
     llama_model * model = llama_model_load_from_file(path.c_str(), p);
     if (model == nullptr) fail(take_errors());
-    return std::shared_ptr<llama_model>(model, llama_model_free);
+    return std::shared_ptr<llama_model>(model, Release());
 }
+
+std::shared_mutex & lora_mutex(const std::shared_ptr<llama_model> & model) { return *std::get_deleter<Release>(model)->adapters; }
 
 std::vector<int32_t> tokenize(const llama_model * model, const std::string & text, bool add_special, bool parse_special,
                               const StopSignal & stop) {

@@ -9,11 +9,11 @@
 
 #include "checks/work_limit.hpp"
 #include "engine/ring.hpp"
+#include "sampling/constraint.hpp"
 #include "sampling/shortlist.hpp"
 
 struct common_params_sampling;
 struct common_sampler;
-struct llama_context;
 struct llama_model;
 
 namespace mullama {
@@ -40,20 +40,38 @@ class Sampler {
     Sampler(const llama_model * model, common_params_sampling & params, const std::vector<int32_t> & prompt,
             const StopSignal & stop);
 
-    // Choose from `logits`, those of batch index `i`, and remember the choice. `banned` tokens cannot be it.
-    Choice sample(llama_context * ctx, int32_t i, float * logits, uint32_t n_top, const std::vector<int32_t> & banned);
-    bool uses_context() const { return constrained_; }  // false: samplers of one context may choose at the same time
+    // Choose from the logits (those of `banned` tokens are changed meanwhile), and remember the choice. False: following the
+    // grammar takes longer than `seconds`; call again with the same arguments and more time, to go on. Without a grammar, or a
+    // limit on reasoning, it does not matter. Throws Stopped; TooLong, where the whole stream takes too long; and std::exception
+    // where no token is left. Samplers of one context may choose at the same time.
+    bool choose(float * logits, uint32_t n_top, const std::vector<int32_t> & banned, double seconds, const StopSignal & stop,
+                Choice & choice);
+    bool constrained() const { return constraint_->exists(); }
 
   private:
-    void accept(int32_t token, bool generated);
-    int32_t choose(llama_context * ctx, int32_t i, const float * logits);  // -1: none is left
+    enum Phase { fresh, check, mask, read };
+
+    void accept(int32_t token);
+    void fill(const float * logits, bool all);
+    int32_t apply_chain(const float * logits);  // -1: none is left
+    template <typename Work> bool followed(double & seconds, const StopSignal & stop, Work && work);
 
     std::unique_ptr<common_sampler, FreeSampler> chain_;
+    std::unique_ptr<Constraint> constraint_;
     const int32_t n_vocab_;
-    const bool constrained_;  // by a grammar, or a limit on reasoning
     Shortlist shortlist_;
     std::vector<llama_token_data> candidates_;
+    // of the choice that is not done
+    Phase phase_ = fresh;
+    int32_t pick_ = -1;
+    double total_ = 0;           // logarithm of the sum over the logits
+    // of the grammar's work, in seconds
+    double costs_[4] = {};       // of each phase, when it was last done
+    double spent_ = 0;
+    int64_t n_chosen_ = 0;
 };
+
+extern const char * const too_ambiguous;  // what is said of a grammar whose work does not end
 
 // Throws GrammarError where a JSON schema cannot be turned into a grammar.
 std::string grammar_of_schema(const std::string & schema, const StopSignal & stop = {});

@@ -13,10 +13,10 @@
 #include <vector>
 
 #include <linux/futex.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "threads/signals.hpp"
 
 namespace mullama {
 
@@ -131,11 +131,7 @@ class Team {
     int start(int n) {
         try {
             if (int(threads_.size()) + 1 >= n) return n;
-            sigset_t all, before;  // signals are for the interpreter's main thread
-            sigfillset(&all);
-            pthread_sigmask(SIG_BLOCK, &all, &before);
-            const std::unique_ptr<sigset_t, void (*)(sigset_t *)> restore(
-                &before, [](sigset_t * mask) { pthread_sigmask(SIG_SETMASK, mask, nullptr); });
+            const SignalsForOthers signals;
             while (int(threads_.size()) + 1 < n) {
                 threads_.emplace_back([this, index = int(threads_.size()) + 1, job = job_.now()] { serve(index, job); });
             }
