@@ -235,7 +235,7 @@ def test_readings_that_multiply_within_a_token_end_that_stream(ctx: Context, see
 async def test_awaited_readings_that_multiply_end_that_stream(model: Model) -> None:
     async with (
         serving(model, n_ctx=512, n_seq_max=2) as context,
-        context.generate_stream(PROMPT, 100, ENDLESS) as neighbour,
+        context.generate_stream(PROMPT, config=StreamConfig(max_tokens=100, params=ENDLESS, timeout_ms=0)) as neighbour,
     ):
         for ask in (context.generate, context.chat):
             prompt: Any = PROMPT if ask == context.generate else [{"role": "user", "content": "Hello"}]

@@ -13,7 +13,7 @@ constexpr double to_compile = 3;     // a grammar, or to make one of a schema
 constexpr double to_render = 5;      // a chat by its template, which is a program
 // Following a grammar: of all streams in a step of the engine, while their neighbours wait; in turn with others, at first; for one
 // token; and for a whole stream, which is more by so much for each token.
-constexpr double to_choose_in_step = 0.003, to_choose_in_turn = 0.05, to_choose = 3;
+constexpr double to_choose_in_step = 0.003, to_choose_in_turn = 0.05, to_choose = 2;
 constexpr double to_follow = 10, to_follow_each = 0.025;
 
 // Whether nobody wants the result any more; asked from the thread that works, often.
@@ -31,7 +31,7 @@ struct TooLong : std::runtime_error {
 
 // While one lives, this thread may use so many seconds of processor time, and only as long as `stop` (if there is one) says
 // no. Both are looked at when memory is asked for, every few times: a search that multiplies asks for memory all along, and so
-// do a tokenizer and a template. What asks then is thrown out by a std::bad_alloc, because nothing else may come from there. As
+// do templates, and tokenizers that cut a text into words. What asks then is thrown out by a std::bad_alloc, because nothing else may come from there. As
 // with an AbortGuard, what the call worked on is thrown away afterwards. Not within one another.
 class WorkLimit {
   public:

@@ -69,7 +69,7 @@ bool Choosers::work(Choosing & one) {
         const auto stop = [this, &one] { return one.stop.load() || stopping_.load(); };
         if (stop()) return true;
         const double seconds = one.seconds;
-        one.seconds = std::min(2 * seconds, to_choose);
+        one.seconds = std::min(4 * seconds, to_choose);
         if (one.sampler->choose(one.logits.data(), one.n_top, *one.banned, seconds, stop, one.choice)) return true;
         if (seconds < to_choose) return false;
         one.failure = too_ambiguous;

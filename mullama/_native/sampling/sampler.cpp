@@ -22,8 +22,8 @@ const char * const too_ambiguous =
 namespace {
 
 constexpr const char * too_much_in_all =
-    "following the grammar took more processor time than a stream may use (10 s, and 25 ms for each token): make it simpler, and "
-    "have it read each text in one way";
+    "the grammar can be read in too many ways at once, or is too large: following it took more processor time than a stream may "
+    "use, which is 10 s and 25 ms for each token";
 
 // An end token is never chosen where it is to be ignored.
 common_params_sampling & with_end_tokens(const llama_vocab * vocab, common_params_sampling & params) {
