@@ -1,6 +1,7 @@
-"""The arguments of the calls that generate, spelled once: a method declares what it gets, and takes what that is made of.
+"""The arguments of the calls that generate, written once.
 
-`arguments(of)` gives a method the signature of the function `of`, for type checkers and for `help` alike:
+`arguments(of)` gives a method the parameters of the function `of`, for type checkers and `help` alike, and calls it with the
+result of that function:
 
     @arguments(text_request)
     def generate(self, request: TextRequest) -> Completion: ...
@@ -42,11 +43,11 @@ R = TypeVar("R")
 
 
 Answer = bool | StreamControl | None
-Callback = Callable[[TokenData], Answer | Awaitable[Answer]]  # only the awaiting shell takes one that is awaited
+Callback = Callable[[TokenData], Answer | Awaitable[Answer]]  # only the async shell accepts a coroutine function
 
 
 class ChatKeywords(ChatOptions, StreamOptions, total=False):
-    """What a chat takes by name."""
+    """The keyword arguments of a chat."""
 
 
 def text_request(
@@ -83,7 +84,7 @@ def callback_request(
 ) -> tuple[TextRequest, Callback]:
     if callable(max_tokens):
         if callback is not None:
-            raise conflict("callback", callback, "there are two callbacks", "Pass one of them.")
+            raise conflict("callback", callback, "two callbacks were given", "Pass one of them.")
         callback, max_tokens = max_tokens, UNSET
     if not callable(callback):
         raise refuse_type("callback", callback, "a function of one token")
@@ -105,7 +106,7 @@ def chat_request(
 
 
 def arguments(of: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:
-    """Has a method called with the arguments of a function, and gives it what that makes of them."""
+    """Give a method the parameters of a function, and call it with what the function returns for them."""
 
     def decorate(method: Callable[[S, A], R]) -> Callable[Concatenate[S, P], R]:
         def call(self: S, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""The awaiting shell: models, contexts and streams for asyncio and trio, through anyio."""
+"""The async shell: models and contexts for asyncio and trio, through anyio."""
 
 from __future__ import annotations
 
@@ -48,12 +48,21 @@ U = TypeVar("U")
 
 
 class AsyncContext(BaseContext):
-    """A `Context` for asynchronous code; made with `await AsyncContext.create(model, …)`."""
+    """A `Context` for asynchronous code; make one with ``await AsyncContext.create(model)``.
+
+    An async context manager that closes it.
+
+    Args:
+        context: A `Context` to share: the new object uses the same engine.
+
+    Attributes:
+        model: The model.
+    """
 
     def __init__(self, context: Context) -> None:
         given: object = context
         if not isinstance(given, Context):
-            hint = "Make one of a model with `await AsyncContext.create(model)`."
+            hint = "Use `await AsyncContext.create(model)` for a model."
             raise _checks.refuse_type("context", context, "a mullama.Context", hint)
         super().__init__(context.model, context._shared)
 
@@ -61,9 +70,9 @@ class AsyncContext(BaseContext):
     async def create(
         cls, model: Model | AsyncModel, params: ContextParams | None = None, **options: Unpack[ContextOptions]
     ) -> AsyncContext:
-        """Make a context, in a worker thread: it may have much memory to claim. Arguments and errors as `Context`.
+        """Make a context in a worker thread, since it may allocate much memory. Arguments and errors as `Context`.
 
-        Cancelled, it finishes what it began and undoes it.
+        Cancelled, it finishes making the context and closes it. Use `AsyncModel.load` to make an `AsyncModel`.
         """
         plain = model.model if isinstance(model, AsyncModel) else model
         shared = await _in_thread(lambda _: SharedContext(plain, params, options), undo=SharedContext.close)
@@ -71,21 +80,21 @@ class AsyncContext(BaseContext):
 
     @property
     def context(self) -> Context:
-        """The same context for synchronous code in other threads."""
+        """The same context as a `Context`, for synchronous code in other threads."""
         return Context._over(self.model, self._shared)
 
     @arguments(text_request)
     def generate_stream(self, request: TextRequest) -> TokenStream:
-        """Start generating, and return the stream of tokens. Does not wait; arguments and errors as `Context.generate_stream`.
+        """As `Context.generate_stream`, but the result is a `TokenStream`. Does not wait, and is not a checkpoint.
 
-        A text is tokenised here, on the event loop's thread, at about 10 MB/s; for more than a few hundred kilobytes call
+        A text is tokenised on the event loop's thread, at about 10 MB/s; for more than a few hundred kilobytes call
         `Model.tokenize` in a worker thread, and pass the ids.
         """
         return TokenStream(self._shared.generation(request))
 
     @arguments(text_request)
     async def generate(self, request: TextRequest) -> Completion:
-        """Generate, and return all of it at the end. Cancelled, it has stopped generating when it returns."""
+        """As `Context.generate`. Cancelled, it has stopped generating when it returns."""
         async with TokenStream(self._shared.generation(request, whole=True)) as stream:
             async for _ in stream:
                 pass
@@ -103,7 +112,7 @@ class AsyncContext(BaseContext):
                     pass
                 completions.append(streams.popleft().completion())
         finally:
-            for stream in streams:  # all of them at once, before it waits for one by one
+            for stream in streams:  # cancel all of them before waiting for each
                 stream.cancel()
             with CancelScope(shield=True):
                 for stream in streams:
@@ -112,7 +121,10 @@ class AsyncContext(BaseContext):
 
     @arguments(callback_request)
     async def generate_streaming(self, asked: tuple[TextRequest, Callback]) -> Completion:
-        """As `Context.generate_streaming`; the callback may be a coroutine function. Cancelled, it stops generating."""
+        """As `Context.generate_streaming`, on the event loop's thread; the callback may be a coroutine function.
+
+        While the callback awaits, generation continues until the buffer is full. Cancelled, it stops generating.
+        """
         request, callback = asked
         async with TokenStream(self._shared.generation(request, whole=True)) as stream:
             async for token in stream:
@@ -133,11 +145,15 @@ class AsyncContext(BaseContext):
         config: StreamConfig | None = None,
         **options: Unpack[StreamOptions],
     ) -> Completion:
-        """Generate into an object stream, and close it at the end: what a task group or a nursery starts.
+        """Generate into an object stream and close that at the end; meant to be started in a task group or nursery.
 
-        Several may share a channel, each with a clone of its sending end. A token waits in the ring until `send` takes it.
-        Where the receiving end is closed, the generation is cancelled and its completion returned. Cancelled, it stops
-        generating; one token that was on its way into the channel is lost then.
+        Several calls may share a channel, each with a clone of its sending end. A token waits in the stream's buffer until
+        `send` accepts it. If the receiving end is closed, the generation is cancelled and its completion returned. Cancelled,
+        it stops generating; a token that was being sent is lost.
+
+        Args:
+            send: The object stream to send the tokens to.
+            prompt: As in `Context.generate_stream`, as are the other arguments and the errors.
         """
         async with send, self.generate_stream(prompt, max_tokens, params, config=config, **options) as stream:
             try:
@@ -158,11 +174,15 @@ class AsyncContext(BaseContext):
         max_buffer_size: float = 0,
         **options: Unpack[StreamOptions],
     ) -> AsyncIterator[MemoryObjectReceiveStream[TokenData]]:
-        """A block with an anyio `MemoryObjectReceiveStream` of the tokens: to clone, and to hand to several tasks.
+        """Generate into an anyio `MemoryObjectReceiveStream`, in an ``async with`` block: to clone, and to share among tasks.
 
-        A task that lives in the block feeds it. The engine's ring stays the buffer; `max_buffer_size` tokens more may lie in
-        the memory object stream. A failure ends the stream after the tokens that came before it, and is raised at the end
-        of the block. The end of the block stops the generation and waits until the slot is free.
+        A task in the block feeds the stream. A failure ends the stream after the tokens that came before it, and is raised
+        at the end of the block. Leaving the block, also by cancellation, stops the generation and waits until the slot is
+        free. The block holds a task group, so it must not be open across a ``yield`` of an async generator.
+
+        Args:
+            prompt: As in `Context.generate_stream`, as are the other arguments and the errors.
+            max_buffer_size: How many tokens the memory object stream may hold, in addition to the engine's buffer.
         """
         send, receive = anyio.create_memory_object_stream[TokenData](max_buffer_size)
         failures: list[Exception] = []
@@ -173,7 +193,7 @@ class AsyncContext(BaseContext):
                     async for token in stream:
                         await send.send(token)
                 except anyio.BrokenResourceError:
-                    pass  # nobody reads any more
+                    pass  # no reader is left
                 except Exception as e:  # noqa: BLE001  raised below, outside of the task group
                     failures.append(e)
 
@@ -189,19 +209,19 @@ class AsyncContext(BaseContext):
 
     @arguments(chat_request)
     def chat_stream(self, request: ChatRequest) -> ChatStream:
-        """Start answering a chat. Does not wait; arguments and errors as `Context.chat_stream`."""
+        """As `Context.chat_stream`. Does not wait."""
         return ChatStream(self._shared.chat_generation(request))
 
     @arguments(chat_request)
     async def chat(self, request: ChatRequest) -> ChatCompletion:
-        """Answer a chat, and return the whole answer. Cancelled, it has stopped generating when it returns."""
+        """As `Context.chat`. Cancelled, it has stopped generating when it returns."""
         async with ChatStream(self._shared.chat_generation(request, whole=True)) as stream:
             async for _ in stream:
                 pass
         return stream.chat_completion()
 
     async def decode(self, tokens: Sequence[int], *, all_logits: bool = False) -> Array:
-        """As `Context.decode`; one task at a time. Cancelled, nothing was appended."""
+        """As `Context.decode`, for one task at a time. Cancelled, nothing was appended."""
         generation, finish = self._shared.decoding(tokens, all_logits)
         async with TokenStream(generation) as stream:
             async for _ in stream:
@@ -222,23 +242,23 @@ class AsyncContext(BaseContext):
         )
 
     async def load_lora(self, path: StrPath) -> Lora:
-        """As `Model.load_lora`, in a worker thread. Cancelled, it finishes what it began and drops it."""
+        """As `Model.load_lora`, in a worker thread. Cancelled, it finishes loading the adapter and frees it."""
         model = self.model
         return await _in_thread(lambda _: model.load_lora(path), undo=lambda _: None)
 
     async def save_state(self, path: StrPath) -> None:
-        """As `Context.save_state`, in a worker thread. Cancelled, it stops writing and leaves what was there before."""
+        """As `Context.save_state`, in a worker thread. Cancelled, it stops writing; an existing file is unchanged."""
         shared = self._shared
         await _in_thread(lambda stop: shared.save_state(path, stop=stop), undo=lambda _: None)
 
     async def load_state(self, path: StrPath) -> int:
-        """As `Context.load_state`, in a worker thread. Cancelled, it returns when that has finished."""
+        """As `Context.load_state`, in a worker thread. Cancelled, it first waits until that has finished."""
         return await to_thread.run_sync(self._shared.load_state, path)
 
     async def aclose(self) -> None:
-        """Stop the engine and give its memory back. Streams that are open end with a `StreamClosedError`. Idempotent.
+        """Stop the engine and free its memory. Open streams end with a `StreamClosedError`. Idempotent.
 
-        Shielded from cancellation; it takes a step of the engine at most.
+        It waits for at most one step of the engine, shielded from cancellation.
         """
         with CancelScope(shield=True):
             if self._held is not None:
@@ -255,13 +275,17 @@ class AsyncContext(BaseContext):
 
 
 class AsyncModel(AsyncContext):
-    """A model and a context for it, in one: what most programs need. Made with `await AsyncModel.load(…)`."""
+    """A model and a context for it in one object, which is what most programs need.
 
-    if not TYPE_CHECKING:  # who would allow what is refused
+    Make one with ``await AsyncModel.load(path)``. It is an `AsyncContext`, with all its methods, and an async context
+    manager that closes it.
+    """
+
+    if not TYPE_CHECKING:  # type checkers would accept the call
 
         def __init__(self, *_: object, **__: object) -> None:
             hint = "Use `await AsyncModel.load(path)`."
-            raise InvalidParameterType("an AsyncModel is not made by a call", hint=hint)
+            raise InvalidParameterType("AsyncModel cannot be called", hint=hint)
 
     @classmethod
     async def load(
@@ -276,17 +300,17 @@ class AsyncModel(AsyncContext):
         on_progress: Callable[[float], object] | None = None,
         **options: Unpack[ContextOptions],
     ) -> AsyncModel:
-        """Load a model and make a context for it, in a worker thread: the event loop goes on meanwhile.
+        """Load a model and make a context for it, in a worker thread; the event loop keeps running.
 
-        Cancelled, it stops the load where it is, and nothing is left of it.
+        Other arguments are those of `Model.load`; errors are those of `Model.load` and `Context`. Cancelled, it stops
+        loading and frees everything. With `vocab_only` there is no context: `model` can tokenise, and methods that generate
+        raise `ContextError`.
 
         Args:
-            context: What the context is like; `ContextParams()` where it is left out.
-            on_progress: Called on the event loop's thread with a share from 0.0 to 1.0. Returning False stops the load
-                with a `ModelLoadError`; what it raises stops it too and comes out of here.
-            **options: Fields of `ContextParams` by themselves, as in ``AsyncModel.load(path, n_ctx=512)``.
-
-        The other arguments, and the errors, are those of `Model.load` and `Context`.
+            context: The context's settings; `ContextParams()` by default.
+            on_progress: Called on the event loop's thread with the fraction loaded, from 0.0 to 1.0. Returning False
+                stops the load with a `ModelLoadError`; an exception stops it too, and propagates.
+            **options: Single fields of `ContextParams`, as in ``AsyncModel.load(path, n_ctx=512)``.
         """
 
         def work(stop: _core.Stop) -> AsyncModel:
@@ -316,7 +340,7 @@ class AsyncModel(AsyncContext):
 
 
 async def _in_thread(work: Callable[[_core.Stop], T], *, undo: Callable[[T], object]) -> T:
-    """What `work` returns or raises, done in a worker thread. It is told to stop on cancellation; what it made is undone."""
+    """Run `work` in a worker thread. Cancellation sets its `stop`, and `undo` gets what it had made."""
     stop = _core.Stop()
     made: list[T] = []
     failed: list[BaseException] = []
@@ -330,7 +354,7 @@ async def _in_thread(work: Callable[[_core.Stop], T], *, undo: Callable[[T], obj
             clean_up()
 
     def clean_up() -> None:
-        with suppress(IndexError):  # in either thread, or in both at once
+        with suppress(IndexError):  # either thread, or both at once
             undo(made.pop())
 
     async def watch() -> None:
@@ -344,7 +368,7 @@ async def _in_thread(work: Callable[[_core.Stop], T], *, undo: Callable[[T], obj
             tasks.start_soon(watch)
             await to_thread.run_sync(run)
             tasks.cancel_scope.cancel()
-        await checkpoint_if_cancelled()  # rather than the error of a load that was stopped for it
+        await checkpoint_if_cancelled()  # rather than raise the error of the load that it stopped
         if failed:
             raise failed[0]
         return made.pop()
@@ -355,7 +379,7 @@ async def _in_thread(work: Callable[[_core.Stop], T], *, undo: Callable[[T], obj
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Lets one exception out of a task group as itself: the group is no business of whoever calls."""
+    """Lets a single exception out of a task group as itself: the task group is an implementation detail."""
     try:
         yield
     except BaseExceptionGroup as group:

@@ -1,4 +1,4 @@
-"""The awaiting shell of a stream: anyio object streams of tokens, and of what an answer's message gains."""
+"""The async shell of a stream: anyio object streams of tokens, and of the deltas of a chat's answer."""
 
 from __future__ import annotations
 
@@ -29,49 +29,48 @@ class StreamClosedError(ClosedError, ClosedResourceError):
 
 
 class StreamTools(ObjectReceiveStream[T], Generic[T]):
-    """What every stream of this package offers its reader on top of an object stream."""
+    """What the streams of this package add to an object stream."""
 
     async def next(self) -> T | None:
-        """The next item; None at the end. Cancellation as `receive`."""
+        """Like `receive`, but None at the end. Cancelled, it has taken no item."""
         try:
             return await self.receive()
         except EndOfStream:
             return None
 
     async def collect(self) -> list[T]:
-        """All items that are still to come."""
+        """A list of all remaining items. Cancelled, the items that it had read are lost; `completion` still has their text."""
         return [item async for item in self]
 
     async def text(self) -> str:
-        """All text that is still to come."""
+        """The text of all remaining items, as one string. Cancelled, as `collect`."""
         return "".join([str(item) async for item in self])
 
     @overload
     def map(self, function: Callable[[T], Awaitable[U]]) -> StreamTools[U]: ...
     @overload
     def map(self, function: Callable[[T], U]) -> StreamTools[U]: ...
-    def map(self, function: Callable[[T], Any]) -> StreamTools[Any]:
-        """A stream of what the function makes of each item; it may be a coroutine function.
+    def map(self, function: Callable[[T], U | Awaitable[U]]) -> StreamTools[U]:
+        """A stream of the function's result for each item; the function may be a coroutine function.
 
-        Where that is cancelled, its item is not lost: the next `receive` calls it again with the same one.
+        If the function is cancelled, its item is not lost: the next `receive` calls the function with it again. Closing the
+        new stream closes this one.
         """
         return _Mapped(self, function)
 
     def take(self, n: int) -> StreamTools[T]:
-        """A stream of the next n items; after these, this one is cancelled."""
+        """A stream of the next ``n`` items; after them, this one is cancelled."""
         return _Taken(self, _checks.integer(0)("n", n))
 
     @abstractmethod
     def cancel(self) -> None:
-        """Stop generating, at once and without waiting; what lies ready can still be read."""
+        """Stop generating, without waiting; items that are ready can still be read."""
 
 
 class ItemStream(BaseStream[T], StreamTools[T]):
     """What a generation yields, as an anyio object stream with the contract of `MemoryObjectReceiveStream`.
 
-    Its buffer is the ring that the engine fills: `StreamConfig.buffer_size` tokens. When that is full, this generation
-    pauses and no other. One task reads at a time. Leaving an ``async for`` drops the stream, and that cancels the
-    generation; the end of an ``async with`` block waits until the slot is free.
+    Its buffer is the ring that the engine fills.
     """
 
     def __init__(self, source: Source[T]) -> None:
@@ -79,29 +78,31 @@ class ItemStream(BaseStream[T], StreamTools[T]):
         self._core = source.generation.core
         self._reading = False
 
-    if not TYPE_CHECKING:  # who would have it that there is one
+    if not TYPE_CHECKING:  # it would be taken for an iterable
 
         def __iter__(self) -> NoReturn:
-            raise TypeError(f"{type(self).__name__} is read with `async for`, not with `for`")
+            raise TypeError(f"{type(self).__name__} must be read with `async for`, not `for`")
 
     async def receive(self) -> T:
-        """The next item. Always a checkpoint.
+        """Wait for the next item. Always a checkpoint.
 
-        Cancelled, it has taken no token: the next call gets it.
+        Cancelled, it has taken no item: the next call returns it. A failure is raised after all items that came before it,
+        and again by each further call.
 
         Raises:
-            EndOfStream: There are no more.
-            StreamingError: ``STREAM_TIMEOUT``: the time was up. Raised after all tokens that came before, as are
-                GenerationError and SamplingError.
-            ClosedResourceError: The stream or its context was closed.
-            BusyResourceError: Another task is receiving.
+            anyio.EndOfStream: There are no more items.
+            StreamTimeoutError: `timeout_ms` elapsed.
+            GenerationError: The generation failed.
+            SamplingError: No token could be chosen.
+            StreamClosedError: The stream or its context was closed; also an `anyio.ClosedResourceError`.
+            anyio.BusyResourceError: Another task is receiving.
         """
         try:
             return await self.__anext__()
         except StopAsyncIteration:
             raise EndOfStream from None
 
-    async def __anext__(self) -> T:  # by itself, as a frame for each token is worth saving
+    async def __anext__(self) -> T:  # not in terms of receive(): it saves a frame for each token
         if self._reading:
             raise BusyResourceError("receiving from")
         self._reading = True
@@ -118,11 +119,10 @@ class ItemStream(BaseStream[T], StreamTools[T]):
             self._reading = False
 
     def receive_nowait(self) -> T:
-        """The next item, if one lies ready.
+        """The next item, if one is ready. Raises what `receive` raises, and:
 
         Raises:
-            WouldBlock: None does.
-            EndOfStream, StreamingError, …: As `receive`.
+            anyio.WouldBlock: No item is ready.
         """
         if self._reading:
             raise BusyResourceError("receiving from")
@@ -137,21 +137,21 @@ class ItemStream(BaseStream[T], StreamTools[T]):
         return item
 
     def try_next(self) -> T | None:
-        """The next item if one lies ready; None if not, and at the end (`is_finished` tells which)."""
+        """Like `receive_nowait`, but None if no item is ready, or at the end; `is_finished` tells which."""
         try:
             return self.receive_nowait()
         except (WouldBlock, EndOfStream):
             return None
 
     def close(self) -> None:
-        """Stop generating and throw away what was not read, without waiting for the slot to be free. Idempotent."""
+        """Stop generating and discard unread items, without waiting for the slot to be free. Idempotent."""
         self._close()
         self._generation.discard()
 
     async def aclose(self) -> None:
-        """Stop generating, throw away what was not read, and wait until the slot is free. Idempotent.
+        """Stop generating, discard unread items, and wait until the slot is free. A checkpoint. Idempotent.
 
-        The wait is for one step of the engine at most, and shielded from cancellation.
+        It waits for at most one step of the engine, shielded from cancellation. The end of an ``async with`` block calls it.
         """
         self._close()
         with CancelScope(shield=True):
@@ -163,25 +163,38 @@ class ItemStream(BaseStream[T], StreamTools[T]):
 
 
 def _as_closed(error: ClosedError) -> StreamClosedError:
-    """The same as anyio's streams raise it."""
+    """The error as anyio's streams raise it."""
     closed = StreamClosedError(error.message, hint=error.hint)
     closed.completion = error.completion
     return closed
 
 
 class TokenStream(ItemStream[TokenData]):
-    """The tokens of one generation; an anyio object stream."""
+    """The tokens of one generation, for ``async for`` and ``async with``.
+
+    It is an ``anyio.abc.ObjectReceiveStream[TokenData]`` with the contract of anyio's `MemoryObjectReceiveStream`. Its
+    buffer holds `StreamConfig.buffer_size` tokens; when it is full, this generation pauses, and no other. One task reads at
+    a time. A stream that is garbage-collected, as after a ``break`` in a loop over the call itself, cancels its generation.
+    """
 
 
 class ChatStream(ItemStream[ChatDelta]):
-    """What each token of an answer adds to the message (see `ChatDelta`); an anyio object stream."""
+    """What each token of an answer adds to the message, a `ChatDelta` each, as an anyio object stream.
+
+    Everything else is as for `TokenStream`, cancellation included; `text` is of the content. Reading also raises
+    `ChatError`, and cancels the generation, if the answer cannot be parsed.
+    """
 
     def __init__(self, source: ChatGeneration) -> None:
         super().__init__(source)
         self._chat = source
 
     def chat_completion(self) -> ChatCompletion:
-        """The answer as a whole, as far as it was read. Raises as `completion`."""
+        """The answer as far as it was read.
+
+        Raises:
+            StreamingError: It is still being generated (code ``STREAM_RUNNING``).
+        """
         return self._chat.completion()
 
 
@@ -189,7 +202,7 @@ class _Mapped(StreamTools[U], Generic[T, U]):
     def __init__(self, source: StreamTools[T], function: Callable[[T], U | Awaitable[U]]) -> None:
         self._source = source
         self._function = function
-        self._taken: list[T] = []  # whose function was cancelled
+        self._taken: list[T] = []  # the item whose function was cancelled
 
     async def receive(self) -> U:
         if not self._taken:

@@ -1,4 +1,4 @@
-"""The checks of a single value that a user gave: each returns it in plain form, or says what would do."""
+"""Checks of single values from the user: each returns the value as a plain Python object, or raises with what is valid."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .errors import InvalidParameter, InvalidParameterType
 
 INT32_MAX = 2**31 - 1
 
-# Takes the name of a parameter and what was given for it, returns what to store.
+# Takes the name and the value of a parameter, and returns the value to store.
 Check = Callable[[str, Any], Any]
 
 
 class _Biases(Mapping[int, float]):
-    """A small mapping that can be neither changed nor told apart from a dict, and that hashes and pickles."""
+    """An immutable mapping that looks like a dict, and that hashes and pickles."""
 
     __slots__ = ("_items",)
 
@@ -43,12 +43,12 @@ class _Biases(Mapping[int, float]):
 
 
 def short(value: object) -> str:
-    """A `repr` that is never long, never slow and never fails, for an error message."""
+    """A `repr` for error messages: always short and fast, and never an error."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
     try:
         text = _shortener.repr(value)
-    except Exception:  # noqa: BLE001  a foreign __repr__ may do anything; the message matters more
+    except Exception:  # noqa: BLE001  a __repr__ may raise anything; the message matters more
         text = f"<{type(value).__name__} object>"
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -64,7 +64,7 @@ def refuse(name: str, value: object, expected: str, hint: str | None = None) -> 
 
 
 def refuse_type(name: str, value: object, expected: str, hint: str | None = None) -> InvalidParameterType:
-    """The error for a value of a wrong type."""
+    """The error for a value of the wrong type."""
     kind = type(value).__name__
     message = f"{name} must be {expected}, not {short(value)} ({kind})"
     return InvalidParameterType(message, parameter=name, value=value, hint=hint)
@@ -75,18 +75,18 @@ def refuse_name(owner: str, given: Mapping[str, object], known: Iterable[str], h
     names = list(known)
     name = min(given.keys() - set(names))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    meant = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(names)}."
-    message = f"unknown keyword {name!r} for {owner} (given as {short(given[name])})"
+    meant = f"Did you mean {' or '.join(near)}?" if near else f"Known are {', '.join(names)}."
+    message = f"unknown keyword {name!r} for {owner} (its value is {short(given[name])})"
     return InvalidParameterType(message, parameter=name, value=given[name], hint=f"{meant} {hint}".rstrip())
 
 
 def conflict(name: str, value: object, message: str, hint: str) -> InvalidParameter:
-    """The error for values that are right by themselves and do not go together."""
+    """The error for values that are valid by themselves but conflict."""
     return InvalidParameter(message, parameter=name, value=value, hint=hint)
 
 
 def _is_bool(value: object) -> bool:
-    return type(value).__name__ in ("bool", "bool_")  # numpy's too, under its old and its new name
+    return type(value).__name__ in ("bool", "bool_")  # numpy's too, by its old and its new name
 
 
 def _to_int(value: Any) -> int:
@@ -96,7 +96,7 @@ def _to_int(value: Any) -> int:
 
 
 def _to_float(value: Any) -> float:
-    if _is_bool(value) or hasattr(type(value), "__len__"):  # with a length it is text or an array
+    if _is_bool(value) or hasattr(type(value), "__len__"):  # text and arrays have a length
         raise TypeError
     return float(value)
 
@@ -115,7 +115,7 @@ def number(
     none: bool = False,
     hint: str | None = None,
 ) -> Check:
-    """A number from `low` (not itself, if `above`) to `high`, or the `special` one, or None if `none`."""
+    """A number from `low` (excluded if `above`) to `high`, or `special`, or None if `none`."""
     convert: Callable[[object], float] = _to_float if real else _to_int
     start = f"above {_plain(low)} and up to" if above else f"from {_plain(low)} to"
     expected = f"{'a number' if real else 'an integer'} {start} {_plain(high)}"
@@ -153,11 +153,11 @@ def flag(name: str, value: object) -> bool:
 
 
 def strings(max_count: int, max_bytes: int, *, nul: bool = True) -> Check:
-    """Some non-empty strings, in any iterable that is not itself one string."""
+    """Non-empty strings, in any iterable except a string."""
 
     def check(name: str, value: object) -> tuple[str, ...]:
         if isinstance(value, (str, bytes, bytearray)):
-            raise refuse_type(name, value, "several strings", f"Put it into a list: {name}=[{short(value)}].")
+            raise refuse_type(name, value, "an iterable of strings", f"Put it into a list: {name}=[{short(value)}].")
         try:
             iterator = iter(value)  # type: ignore[call-overload]
         except TypeError:
@@ -185,7 +185,7 @@ def strings(max_count: int, max_bytes: int, *, nul: bool = True) -> Check:
 
 
 def words(known: tuple[str, ...], *, none: str) -> Check:
-    """Some of a few known words, each once; `none` says what None means."""
+    """Words from a fixed set, each at most once; `none` is what None means."""
 
     def check(name: str, value: object) -> tuple[str, ...] | None:
         if value is None:
@@ -195,14 +195,14 @@ def words(known: tuple[str, ...], *, none: str) -> Check:
             if item not in known:
                 raise refuse(name, item, f"made of {', '.join(known)}", f"None is {none}.")
         if not items or len(set(items)) < len(items):
-            raise refuse(name, value, "at least one word, and none of them twice", f"None is {none}.")
+            raise refuse(name, value, "at least one word, each at most once", f"None is {none}.")
         return items
 
     return check
 
 
 def text(max_bytes: int) -> Check:
-    """One string for llama.cpp's parsers, or None."""
+    """A string for llama.cpp's parsers, or None."""
 
     def check(name: str, value: object) -> str | None:
         if value is None:
@@ -215,7 +215,7 @@ def text(max_bytes: int) -> Check:
 
 
 def loras(name: str, value: object) -> tuple[tuple[object, float], ...]:
-    """LoRA adapters, each by itself or with its scale."""
+    """LoRA adapters, each alone or in a pair with its scale."""
     scale = number(-1e3, 1e3, hint="1.0 is as it was trained.")
     one = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float))
     if one or isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
@@ -227,7 +227,7 @@ def loras(name: str, value: object) -> tuple[tuple[object, float], ...]:
                 name, adapter, "LoRA adapters, or pairs of one and its scale", "Load one with Model.load_lora()."
             )
     if len({id(adapter) for adapter, _ in pairs}) < len(pairs):
-        raise refuse(name, value, "adapters of which none comes twice", "Add their scales up.")
+        raise refuse(name, value, "different adapters", "Add the scales of equal ones.")
     return tuple((adapter, scale(f"{name}'s scale", factor)) for adapter, factor in pairs)
 
 
@@ -235,8 +235,8 @@ def token_biases(name: str, value: object) -> _Biases | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise refuse_type(name, value, "a mapping of token ids to biases", f"Like {name}={{13: -2.5}}.")
+        raise refuse_type(name, value, "a mapping of token ids to biases", f"For example {name}={{13: -2.5}}.")
     token = integer(0, hint="Its keys are token ids.")
-    bias = number(-1e6, 1e6, special=-math.inf, hint="-inf is never, +5 much likelier.")
+    bias = number(-1e6, 1e6, special=-math.inf, hint="-inf bans a token, +5 makes it much likelier.")
     items = {token(f"a key of {name}", k): bias(f"{name}[{short(k)}]", v) for k, v in value.items()}
     return _Biases(items) if items else None

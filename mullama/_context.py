@@ -1,8 +1,8 @@
-"""The room below both shells of a context: its engine, what it decoded by hand, its embeddings and its saved sessions.
+"""What both shells of a context share: its engine, decoding by hand, embeddings and saved state.
 
-Strategy: `SharedContext` does the work; what may take long takes a `stop`, so that a worker thread can do it for the
-awaiting shell. `Context` and `AsyncContext` are shells of equal rank over one of these, and may share it; `BaseContext` is
-what the two offer alike, without waiting.
+Strategy: `SharedContext` does the work; what may take long accepts a `stop`, so that the async shell can run it in a worker
+thread. `Context` and `AsyncContext` are shells over one of these, and may share it; `BaseContext` has the methods that both
+offer and that do not wait.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["BaseContext", "SharedContext"]
 
 
 class SharedContext:
-    """What the shells of one context share. Closed when nothing refers to its engine any more, or by `close`."""
+    """What the shells of one context share. Closed by `close`, or when its engine is garbage-collected."""
 
     def __init__(self, model: Model, params: ContextParams | None, options: ContextOptions) -> None:
         if not isinstance(model, Model):
@@ -72,7 +72,7 @@ class SharedContext:
     # ------------------------------------------------------------------------------------------ decoding by hand
 
     def decoding(self, tokens: Sequence[int], all_logits: bool) -> tuple[Generation, Callable[[], Array]]:
-        """The generation that computes the logits of further tokens, and what takes them when it has ended."""
+        """The generation that computes the logits of more tokens, and the function that returns them when it has ended."""
         self.engine.native()
         added = checked_tokens("tokens", tokens, self.model.n_vocab)
         if not added:
@@ -100,7 +100,7 @@ class SharedContext:
     def reset(self) -> None:
         self._decoded, self._logits = [], None
 
-    # ------------------------------------------------------------------------------------------ what may take long
+    # ------------------------------------------------------------------------------------------ long-running work
 
     def embed_batch(
         self, texts: Sequence[str], *, normalize: bool, pooling: str | None, stop: _core.Stop | None = None
@@ -127,7 +127,7 @@ class SharedContext:
 
 
 class BaseContext:
-    """What `Context` and `AsyncContext` offer alike; nothing here waits."""
+    """The methods that `Context` and `AsyncContext` share; none of them waits."""
 
     model: Model
 
@@ -137,7 +137,7 @@ class BaseContext:
 
     @classmethod
     def _over(cls, model: Model, shared: SharedContext | None) -> Self:
-        """Another shell over the same; without one where only the vocabulary was loaded."""
+        """Another shell over the same context; `shared` is None where only the vocabulary was loaded."""
         shell = cls.__new__(cls)
         BaseContext.__init__(shell, model, shared)
         return shell
@@ -166,12 +166,12 @@ class BaseContext:
 
     @property
     def params(self) -> ContextParams:
-        """What the context was made with, `n_ctx` filled in."""
+        """The settings in effect, with `n_ctx` filled in."""
         return self._shared.engine.params
 
     @property
     def n_ctx(self) -> int:
-        """Tokens that one sequence may use."""
+        """Maximum number of tokens of one sequence, as llama.cpp rounded it."""
         return self._shared.engine.n_ctx
 
     @property
@@ -180,15 +180,15 @@ class BaseContext:
         return self._shared.engine.n_threads
 
     def statistics(self) -> ContextStatistics:
-        """The context at this moment."""
+        """A snapshot of the context."""
         return self._shared.engine.statistics()
 
     def clear_cache(self) -> None:
-        """Forget all prompts and completions that are kept for reuse. Streams that run go on, and are then forgotten."""
+        """Discard all cached prompts and completions. Running streams continue; what they compute is not kept."""
         self._shared.engine.native().clear_cache()
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """As `Model.tokenize`, on this thread, at about 10 MB/s."""
+        """As `Model.tokenize`, in this thread, at about 10 MB/s."""
         return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str:
@@ -204,13 +204,13 @@ class BaseContext:
         return self.model.token_is_eog(token)
 
     def logits(self) -> Array:
-        """The logits after the last token that `decode` was given: float32 of shape (n_vocab,).
+        """A copy of the logits after the last token that `decode` was given: float32 of shape ``(n_vocab,)``.
 
         Raises:
-            ContextError: It was given none.
+            ContextError: `decode` has not been called since the context was made or reset.
         """
         return self._shared.logits()
 
     def reset(self) -> None:
-        """Begin a new text for `decode`."""
+        """Start a new text for `decode`."""
         self._shared.reset()

@@ -1,4 +1,4 @@
-"""Texts as vectors, and how alike two vectors are."""
+"""Embeddings of texts, and the similarity of vectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import _checks, _core, _interpreter_exit, _log
 from .errors import ClosedError, ContextError, GenerationError
 
-if TYPE_CHECKING:  # numpy is loaded where it is used first: it is half of what an import of mullama would cost
+if TYPE_CHECKING:  # numpy is imported where it is used: it would be half of the time of importing mullama
     import numpy as np
     import numpy.typing as npt
 
@@ -31,7 +31,7 @@ def checked_pooling(pooling: object) -> str | None:
 
 
 class Embeddings:
-    """Computes the embeddings of texts with one model and one kind of pooling. Thread-safe."""
+    """Computes embeddings with one model and one kind of pooling. Thread-safe."""
 
     def __init__(self, model: Model, n_ctx: int, pooling: str | None, n_threads: int) -> None:
         if model._core.vocab_only:
@@ -46,7 +46,7 @@ class Embeddings:
         _interpreter_exit.closing.add(self)
 
     def close(self) -> None:
-        """End what runs with a ClosedError, and wait until it has ended."""
+        """Stop running calls, which raise ClosedError, and wait until they have ended."""
         self._core.close()
 
     def embed(self, texts: Sequence[str], *, normalize: bool, stop: _core.Stop | None = None) -> Array:
@@ -55,7 +55,7 @@ class Embeddings:
 
         _checks.flag("normalize", normalize)
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-            raise _checks.refuse_type("texts", texts, "several texts", "Put it into a list.")
+            raise _checks.refuse_type("texts", texts, "an iterable of texts", "Put a single text into a list.")
         tokens = [self._tokens(i, text) for i, text in enumerate(texts)]
         try:
             rows = self._core.embed(tokens, stop or _core.Stop())
@@ -86,14 +86,13 @@ class Embeddings:
 
 
 def cosine_similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> Any:
-    """The cosine of the angle between two vectors, from -1 to 1; 0 where one of them is zero.
+    """The cosine of the angle between two vectors, from -1 to 1; 0 if one of them is zero.
 
-    Args:
-        a: Of shape (n,), or (k, n) for k vectors at once.
-        b: Likewise.
+    Two vectors of shape ``(n,)`` give a float. Rows of vectors give an array: ``(n,)`` and ``(k, n)`` give ``(k,)``, and
+    ``(k, n)`` and ``(m, n)`` give ``(k, m)``.
 
-    Returns:
-        A float for two vectors, else an array: of shape (k,) for one against k, of shape (k, m) for k against m.
+    Raises:
+        InvalidParameter: The lengths differ, or an argument is not a vector, or rows of vectors, of finite numbers.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Several streams as one, in order of arrival, with the cancellation of a task group."""
+"""Merges several streams into one, in order of arrival, with the cancellation of a task group."""
 
 from __future__ import annotations
 
@@ -20,20 +20,27 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def merge(*streams: ObjectReceiveStream[T]) -> AsyncIterator[MemoryObjectReceiveStream[tuple[int, T]]]:
-    """A block with one stream of ``(index, item)`` from all of the streams, in order of arrival.
+    """Merge streams, in an ``async with`` block, into one stream of pairs ``(index, item)`` in order of arrival.
 
-    It ends when all of them have. Where one fails, the others are cancelled and closed, and the failure comes out of the
-    block; so it is for an exception of the body. The end of the block closes all streams and waits until their slots are
-    free. Nothing is buffered besides the streams' own rings: who reads slowly slows all of them.
+    ``index`` is the stream's position among the arguments. Token streams, chat streams and any other anyio object stream can
+    be merged. The merged stream ends when all of them have ended. If one fails, or the body raises or is cancelled, all
+    streams are cancelled and closed, and the exception propagates as itself, not in a group. The end of the block closes
+    all streams and waits until their slots are free. Only the streams' own buffers are used: a slow reader slows all of
+    them. The block holds a task group, so it must not be open across a ``yield`` of an async generator.
+
+    Raises:
+        InvalidParameter: An argument is not an object stream.
     """
     for stream in streams:
         if not isinstance(stream, ObjectReceiveStream):
             raise _checks.refuse_type(
-                "streams", stream, "object streams", "Several are several arguments: merge(*them)."
+                "streams", stream, "object streams", "Pass each stream as its own argument: merge(*streams)."
             )
     send, receive = anyio.create_memory_object_stream[tuple[int, T]](0)
     failures: list[Exception] = []
-    own: Exception | None = None  # the body's; kept out of the task group, which would take a group of exceptions apart
+    own: Exception | None = (
+        None  # of the body; kept out of the task group, which would take a group of exceptions apart
+    )
 
     async def feed(index: int, stream: ObjectReceiveStream[T], out: MemoryObjectSendStream[tuple[int, T]]) -> None:
         async with stream, out:
@@ -42,7 +49,7 @@ async def merge(*streams: ObjectReceiveStream[T]) -> AsyncIterator[MemoryObjectR
                     try:
                         await out.send((index, item))
                     except anyio.BrokenResourceError:
-                        return  # nobody reads any more
+                        return  # no reader is left
             except Exception as e:  # noqa: BLE001  raised below, outside of the task group
                 failures.append(
                     e

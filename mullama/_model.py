@@ -1,28 +1,26 @@
-"""A model: its weights, its vocabulary, and what can be asked of them without a context."""
+"""A model: its weights, its vocabulary, and what it can do without a context."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _checks, _core, _log
-from .errors import ChatError, InvalidParameterType, ModelLoadError, TokenizationError, model_load_error
+from ._model_files import check_magic, fingerprint
+from .errors import ChatError, InvalidParameterType, TokenizationError, model_load_error
 
 __all__ = ["Lora", "Model", "default_model"]
 
 StrPath = str | os.PathLike[str]
 
-_MAX_TEMPLATES = 16  # parsed ones that a model keeps
+_MAX_TEMPLATES = 16  # parsed templates that a model keeps
 
 
 def default_model() -> Path:
-    """The file of the small model that comes with mullama; wherever a path is asked for, none means this one."""
+    """The file of the small model that comes with mullama. Wherever a model's path is expected, None means this file."""
     return Path(__file__).with_name("models") / "default.gguf"
 
 
@@ -37,20 +35,25 @@ def checked_path(path: StrPath | None) -> Path:
     if not text or "\0" in text:
         raise _checks.refuse("path", path, "a file name without NUL", "None is the model that comes with mullama.")
     if text.startswith(("~/", f"~{os.sep}")):
-        text = os.path.expanduser(text)  # noqa: PTH111  which leaves it as it is where there is no home
+        text = os.path.expanduser(text)  # noqa: PTH111  Path.expanduser raises where there is no home
     return Path(text)
 
 
 class Model:
-    """A GGUF model, loaded with `Model.load`. Any number of contexts and threads may share it.
+    """The weights and the vocabulary of a GGUF file; make one with `Model.load`.
 
-    It is freed when nothing refers to it any more, contexts included.
+    Any number of contexts and threads may share it. It is freed when nothing refers to it any more, contexts included.
+
+    Attributes:
+        path: The file it was loaded from.
     """
 
-    if not TYPE_CHECKING:  # who would allow what is refused
+    path: Path
+
+    if not TYPE_CHECKING:  # type checkers would accept the call
 
         def __init__(self, *_: object, **__: object) -> None:
-            raise InvalidParameterType("a Model is not made by a call", hint="Use Model.load(path).")
+            raise InvalidParameterType("Model cannot be called", hint="Use Model.load(path).")
 
     def _hold(self, core: _core.Model, path: Path, weights: str) -> None:
         self._core = core
@@ -72,18 +75,19 @@ class Model:
         """Load a model from a GGUF file. Blocks; `AsyncModel.load` does not.
 
         Args:
-            path: The file; None is the model that comes with mullama. Of a model in several files, the first.
-            n_gpu_layers: How many layers to keep on the GPU, where there is one and this build supports it; -1 is all.
+            path: The file, or the first file of a split model; None is the model that comes with mullama.
+            n_gpu_layers: Number of layers to keep on the GPU, if there is one and this build supports it; -1 is all.
             use_mmap: Map the file instead of reading it: faster, and processes share the memory.
-            use_mlock: Keep it from being swapped out.
-            vocab_only: Only the vocabulary and the metadata, to tokenise with; such a model cannot generate.
-            on_progress: Called on this thread with a share from 0.0 to 1.0 while the weights are read. Returning
-                False stops the load with a `ModelLoadError`; what it raises stops it too and comes out of here.
+            use_mlock: Prevent the weights from being swapped out.
+            vocab_only: Load only the vocabulary and the metadata, for tokenising; such a model cannot generate.
+            on_progress: Called in this thread with the fraction loaded, from 0.0 to 1.0. Returning False stops the load
+                with a `ModelLoadError`; an exception stops it too, and propagates.
 
         Raises:
-            ModelLoadError: The file cannot be read (then also the `FileNotFoundError`, `IsADirectoryError` or
-                `PermissionError` that fits), or is not a model that llama.cpp can use.
+            ModelLoadError: The file cannot be read (then it is also a `FileNotFoundError`, `IsADirectoryError` or
+                `PermissionError`), or is not a model that llama.cpp supports.
             InvalidParameter: An argument is of the wrong type or out of range.
+            ForkError: The process was forked from one that had loaded a model.
         """
         file = checked_path(path)
         layers = _checks.integer(-1, hint="-1 is all of them.")("n_gpu_layers", n_gpu_layers)
@@ -110,12 +114,12 @@ class Model:
             )
         except RuntimeError as e:
             if stopped:
-                raise model_load_error(file, "on_progress stopped it", hint="Nothing was kept.") from None
+                raise model_load_error(file, "on_progress stopped it", hint="Nothing was loaded.") from None
             raise model_load_error(file, str(e) or None) from None
         finally:
             _log.fetch()
         model = cls.__new__(cls)
-        model._hold(core, file, "" if vocab_only else _fingerprint(file))
+        model._hold(core, file, "" if vocab_only else fingerprint(file))
         return model
 
     def __repr__(self) -> str:
@@ -124,15 +128,17 @@ class Model:
     # ------------------------------------------------------------------------------------------ vocabulary
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """The token ids of a text. Lets other threads run meanwhile.
+        """The token ids of a text. Other threads run meanwhile.
 
         Args:
-            text: Any text that UTF-8 can encode; NUL is not allowed.
-            add_special: Begin (and end) as the model was trained to, usually with a BOS token.
-            parse_special: Take the names of special tokens in the text for the tokens themselves.
+            text: Any text that UTF-8 can encode, without NUL characters.
+            add_special: Add the tokens that the model expects at the start and end of a text, usually BOS.
+            parse_special: Parse the names of special tokens in the text as these tokens. Prompts that are given as text
+                are tokenised with this and `add_special`.
 
         Raises:
             TokenizationError: The text cannot be encoded, or the model has no vocabulary.
+            InvalidParameter: An argument is of the wrong type.
         """
         if not isinstance(text, str):
             raise _checks.refuse_type("text", text, "a str")
@@ -143,7 +149,7 @@ class Model:
         except UnicodeEncodeError as e:
             raise TokenizationError(
                 f"the text has a lone surrogate, {text[e.start]!r}, at index {e.start}, which UTF-8 cannot encode",
-                hint="Remove it, or decode the text with errors='replace' where it comes from.",
+                hint="Remove it, or decode the input with errors='replace'.",
             ) from None
         if b"\0" in data:
             raise TokenizationError(f"the text has a NUL character at index {text.index(chr(0))}", hint="Remove it.")
@@ -153,14 +159,14 @@ class Model:
             raise TokenizationError(str(e)) from None
 
     def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str:
-        """The text that tokens stand for, as a stream of them shows it; invalid bytes become U+FFFD.
+        """The text of tokens, as a stream yields it; invalid bytes become U+FFFD.
 
-        A text that was tokenised with `add_special` comes back as it was: the space that a vocabulary may put before
-        the first word is taken off after a BOS token. Elsewhere it stays, because tokens may continue a text.
+        Tokenising with `add_special` and then detokenising returns the original text: the space that some vocabularies put
+        before the first word is removed after a BOS token. Elsewhere it stays, because tokens may continue a text.
 
         Args:
             tokens: Token ids.
-            special: Show special tokens by their names; otherwise they show nothing.
+            special: Include the names of special tokens; otherwise they have no text.
 
         Raises:
             InvalidParameter: An id is out of range.
@@ -180,24 +186,24 @@ class Model:
         return self._core.detokenize(self._core.tokenize(b"a", False, False), False).startswith(b" ")
 
     def token_is_eog(self, token: int) -> bool:
-        """Whether the token ends a generation: end of text, of a turn, or the like."""
+        """Whether the token ends a generation, such as the end of a text or of a turn."""
         return self._core.is_eog(checked_tokens("token", [token], self.n_vocab)[0])
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for by itself, special tokens by their names; they need not be whole characters."""
+        """The bytes of a single token, which may be part of a character; for a special token, its name."""
         return self._core.detokenize(checked_tokens("token", [token], self.n_vocab), True)
 
     def infill_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """The prompt that has the model write what belongs between two texts, for a model that was trained to.
+        """A prompt, as token ids, for the text between ``prefix`` and ``suffix``, for models trained to fill in the middle.
 
         Raises:
-            TokenizationError: The vocabulary has no marks for that, or a text cannot be encoded.
+            TokenizationError: The vocabulary has no fill-in-the-middle tokens, or a text cannot be encoded.
         """
         before, after, middle = self._core.infill_tokens
         if min(before, after, middle) < 0:
             raise TokenizationError(
-                "the model's vocabulary has no marks for prefix, suffix and middle",
-                hint="Use a model that was trained to fill in, or leave the suffix out.",
+                "the model's vocabulary has no fill-in-the-middle tokens",
+                hint="Use a model that was trained to fill in the middle, or leave the suffix out.",
             )
         head = [token for token in self._core.tokenize(b"a", True, False)[:1] if token == self.token_bos]
         texts = [self.tokenize(text, add_special=False) for text in (prefix, suffix)]
@@ -206,10 +212,10 @@ class Model:
     # ------------------------------------------------------------------------------------------ adapters
 
     def load_lora(self, path: StrPath) -> Lora:
-        """Load a LoRA adapter from a GGUF file. Blocks. Streams wear it with `StreamConfig(lora=…)`.
+        """Load a LoRA adapter from a GGUF file. Blocks. Apply it to a stream with ``StreamConfig(lora=…)``.
 
         Raises:
-            ModelLoadError: The file cannot be read, or does not fit this model.
+            ModelLoadError: The file cannot be read (see `Model.load`), or the adapter does not fit this model.
         """
         if path is None:
             raise _checks.refuse_type("path", path, "a str or os.PathLike")
@@ -227,7 +233,13 @@ class Model:
     # ------------------------------------------------------------------------------------------ chat
 
     def chat_templates(self, template: object = None) -> _core.Templates:
-        """The model's own chat template, or another: its text, or a path. For `Context.chat` and its kin."""
+        """Compile a chat template: None is the model's own; otherwise its text as a `str`, or a path. For `Context.chat`.
+
+        The result is cached, so that the first chat does not have to compile the template.
+
+        Raises:
+            ChatError: The model has no chat template, or the template is malformed.
+        """
         if template is None:
             text = ""
         elif isinstance(template, (str, os.PathLike)):
@@ -252,12 +264,12 @@ class Model:
     # ------------------------------------------------------------------------------------------ facts
 
     def metadata(self) -> dict[str, str]:
-        """The GGUF file's metadata as strings; arrays are left out, as llama.cpp does."""
+        """The GGUF file's metadata, as strings; arrays are left out, as llama.cpp does."""
         return self._core.metadata()
 
     @property
     def chat_template(self) -> str | None:
-        """The model's own chat template, in Jinja, if it has one."""
+        """The model's own chat template in Jinja, or None."""
         return self._core.chat_template()
 
     @property
@@ -312,12 +324,12 @@ class Model:
 
     @property
     def token_bos(self) -> int:
-        """Id of the token that begins a text; -1 where there is none."""
+        """Id of the token that begins a text; -1 if there is none."""
         return self._core.token_bos
 
     @property
     def token_eos(self) -> int:
-        """Id of the token that ends a text; -1 where there is none."""
+        """Id of the token that ends a text; -1 if there is none."""
         return self._core.token_eos
 
 
@@ -328,7 +340,8 @@ def _template_text(template: str | os.PathLike[Any]) -> str:
             text = Path(os.fsdecode(text)).read_text("utf-8")
         except UnicodeDecodeError as e:
             raise ChatError(
-                f"the chat template {os.fspath(template)!r} is no UTF-8: {e}", hint="Pass another one as template=."
+                f"the chat template {os.fspath(template)!r} is not valid UTF-8: {e}",
+                hint="Pass another one as template=.",
             ) from None
     if "{{" not in text and "{%" not in text and text != "chatml":
         hint = "A str is the template itself; pass a pathlib.Path for a file."
@@ -337,7 +350,18 @@ def _template_text(template: str | os.PathLike[Any]) -> str:
 
 
 class Lora:
-    """A LoRA adapter of a model, loaded with `Model.load_lora`."""
+    """A LoRA adapter of a model; make one with `Model.load_lora`.
+
+    Any number of streams may apply it, each with its own scale. It is freed when nothing refers to it any more, streams
+    included.
+
+    Attributes:
+        model: The model it was loaded for.
+        path: The file it was loaded from.
+    """
+
+    model: Model
+    path: Path
 
     _is_lora = True
 
@@ -350,38 +374,6 @@ class Lora:
         return f"<mullama.Lora {os.fspath(self.path)!r}>"
 
 
-def check_magic(file: Path) -> None:
-    """Raises what fits where the file cannot be read, or is no GGUF file at first sight."""
-    try:
-        kind = file.stat().st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-            raise model_load_error(file, "it is no regular file")  # to open a pipe would wait for its other end
-        with file.open("rb") as stream:
-            magic = stream.read(4)
-    except ModelLoadError:
-        raise
-    except OSError as e:
-        raise model_load_error(file, e) from e
-    if magic != b"GGUF":
-        what = "the file is empty" if not magic else f"it does not begin with GGUF but with {magic!r}"
-        raise model_load_error(file, what)
-
-
-def _fingerprint(file: Path, n_samples: int = 256, size: int = 4096) -> str:
-    """Tells models apart that say the same of themselves: samples from all over the file, and from its other parts."""
-    first = "-00001-of-"
-    parts = sorted(file.parent.glob(f"{glob.escape(file.name.split(first)[0])}-*")) if first in file.name else [file]
-    digest = hashlib.sha256()
-    for part in parts:
-        with part.open("rb") as stream:
-            n = part.stat().st_size
-            digest.update(n.to_bytes(8, "little"))
-            for i in range(n_samples):
-                stream.seek(i * max(0, n - size) // (n_samples - 1))
-                digest.update(stream.read(size))
-    return digest.hexdigest()
-
-
 def checked_tokens(name: str, tokens: Iterable[Any], n_vocab: int) -> list[int]:
     """Token ids as plain integers in range."""
     if isinstance(tokens, (str, bytes)):
@@ -390,5 +382,5 @@ def checked_tokens(name: str, tokens: Iterable[Any], n_vocab: int) -> list[int]:
         items = list(tokens)
     except TypeError:
         raise _checks.refuse_type(name, tokens, "an iterable of token ids") from None
-    check = _checks.integer(0, n_vocab - 1, hint="It is no token of this model's vocabulary.")
+    check = _checks.integer(0, n_vocab - 1, hint="It is not in this model's vocabulary.")
     return [check(name, item) for item in items]

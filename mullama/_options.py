@@ -1,7 +1,7 @@
-"""The keywords of calls, for type checkers, and the one configuration that the arguments of a call come to.
+"""The keyword arguments of calls, for type checkers, and the configuration that the arguments of a call result in.
 
-Type checkers want the names of keywords in a class of their own, so those of the records in `config` stand here again; a
-test holds one against the other.
+Type checkers need the names of keyword arguments in a `TypedDict`, so those of the records in `config` are repeated here; a
+test compares the two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["UNSET", "ContextOptions", "MaxTokens", "StreamOptions", "Unset", "st
 
 
 class Unset(enum.Enum):
-    """The type of `UNSET`: an argument that was left out, where None means something."""
+    """The type of `UNSET`: an argument that was left out, where None has a meaning."""
 
     UNSET = "UNSET"
 
@@ -66,12 +66,14 @@ class SamplerOptions(TypedDict, total=False):
 
 
 class StreamOptions(SamplerOptions, total=False):
-    """What every call that generates takes by name: the fields of `StreamConfig` and of `SamplerParams`, and ``stop``.
+    """The keyword arguments of every call that generates: the fields of `StreamConfig` and `SamplerParams`, and ``stop``.
 
-    They change what `config` and `params` say, as their `replace` does.
+    `max_tokens` and `params` are positional arguments as well, and are not part of it. The fields override those of the
+    call's ``config`` and ``params``. An unknown keyword is an `InvalidParameterType` that suggests the nearest names. For
+    functions with ``**options: Unpack[StreamOptions]``.
 
     Attributes:
-        stop: A short name of `stop_sequences`; one string, or several.
+        stop: One or several stop sequences; short for `stop_sequences`.
     """
 
     stop: str | Sequence[str]
@@ -81,11 +83,12 @@ class StreamOptions(SamplerOptions, total=False):
     timeout_ms: int | None
     min_tokens: int
     top_logprobs: int
+    parse_special: bool
     lora: Any
 
 
 class ContextOptions(TypedDict, total=False):
-    """What every call that makes a context takes by name: the fields of `ContextParams`."""
+    """The keyword arguments of every call that makes a context: the fields of `ContextParams`."""
 
     n_ctx: int | None
     n_batch: int
@@ -106,18 +109,18 @@ def stream_config(
     *,
     known: Iterable[str] = (),
 ) -> StreamConfig:
-    """The one configuration that the arguments of a call come to.
+    """The configuration that the arguments of a call result in.
 
-    It is `config` (or what stands in the place of `max_tokens`), with `params` for its sampling, and then with the single
-    `options` changed. `known` are further names to suggest for one that is misspelt.
+    It is `config` (or the one passed as `max_tokens`), with `params` as its sampling, and then with `options` applied.
+    `known` are further names to suggest for a misspelt one.
 
     Raises:
-        InvalidParameter: Two configurations, or a value that is out of range or of a wrong type.
+        InvalidParameter: Two configurations, or a value that is out of range or of the wrong type.
     """
     base: object = config
     if isinstance(max_tokens, StreamConfig):
         if config is not None:
-            raise conflict("config", config, "there are two stream configurations", "Pass one of them.")
+            raise conflict("config", config, "two stream configurations were given", "Pass one of them.")
         base, max_tokens = max_tokens, UNSET
     elif isinstance(max_tokens, SamplerParams):
         raise refuse_type("max_tokens", max_tokens, "an integer or a StreamConfig", "Pass it as params=.")
@@ -141,7 +144,7 @@ def stream_config(
 def _check_names(options: Mapping[str, Any], more: Iterable[str]) -> None:
     known = [*StreamOptions.__annotations__, *more]
     if options.keys() - set(known):
-        hint = "A call takes the fields of StreamConfig and of SamplerParams."
+        hint = "It accepts the fields of StreamConfig and SamplerParams."
         raise refuse_name("a call that generates", options, ["max_tokens", "params", "config", *known], hint)
 
 
@@ -150,6 +153,6 @@ def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     if "stop" in changes:
         stop = changes.pop("stop")
         if "stop_sequences" in changes:
-            raise conflict("stop", stop, "stop and stop_sequences are the same", "Pass one of them.")
+            raise conflict("stop", stop, "stop and stop_sequences mean the same", "Pass one of them.")
         changes["stop_sequences"] = [stop] if isinstance(stop, str) else stop
     return changes

@@ -1,4 +1,4 @@
-"""The blocking shell: a context and its streams for plain synchronous code, in one thread or in many."""
+"""The blocking shell: a context for synchronous code, in one thread or in many."""
 
 from __future__ import annotations
 
@@ -30,26 +30,31 @@ __all__ = ["Context"]
 
 
 class Context(BaseContext):
-    """An engine for a model: slots that generate at once, a queue before them, the KV cache behind them.
+    """An engine for a model: slots that generate in parallel, a queue of requests, and the KV cache.
 
-    A thread of its own runs it, without the GIL; it lives until `close`, the end of the ``with`` block, or until nothing
-    refers to the context any more. Any number of threads may stream from one context.
+    The engine runs in its own thread, without the GIL, until `close`, the end of the ``with`` block, or until the context is
+    garbage-collected. Any number of threads may stream from one context; each stream has one reader. Several contexts may
+    share a model.
 
     Args:
         model: A model that was loaded with its weights.
-        params: What the context is like; `ContextParams()` where it is left out.
-        **options: Fields of `ContextParams` by themselves, as in ``Context(model, n_ctx=2048)``.
+        params: The context's settings; `ContextParams()` by default.
+        **options: Single fields of `ContextParams`, as in ``Context(model, n_ctx=2048)``.
+
+    Attributes:
+        model: The model.
 
     Raises:
-        ContextError: The model cannot generate, or there is not the memory.
+        ContextError: The model cannot generate, or there is not enough memory.
         InvalidParameter: A field is unknown, out of range or of the wrong type.
+        ForkError: The process was forked from one that had loaded a model.
     """
 
     def __init__(self, model: Model, params: ContextParams | None = None, **options: Unpack[ContextOptions]) -> None:
         super().__init__(model, SharedContext(model, params, options))
 
     def close(self) -> None:
-        """Stop the engine and give its memory back. Streams that are open end with a `ClosedError`. Again does nothing."""
+        """Stop the engine and free its memory. Open streams end with a `ClosedError`. Idempotent."""
         self._shared.close()
 
     def __enter__(self) -> Self:
@@ -60,32 +65,34 @@ class Context(BaseContext):
 
     @arguments(text_request)
     def generate_stream(self, request: TextRequest) -> TokenIterator:
-        """Start generating, and iterate over the tokens while they are generated.
-
-        An iterator that nothing refers to any more cancels its generation, as when a loop over the call itself is left. A
-        signal handler that raises (Ctrl-C) breaks the wait for a token.
+        """Start generating, and return an iterator over the tokens. Does not wait.
 
         Args:
-            prompt: Text, in which the names of special tokens count as such, or token ids.
-            max_tokens: At most so many tokens, or a whole `StreamConfig` in its place.
-            params: How tokens are chosen.
-            config: What the other arguments change; `StreamConfig()` where it is left out.
-            **options: Fields of `StreamConfig` and `SamplerParams` by themselves, and ``stop``, as in
-                ``temperature=0.3, seed=1, stop=["\\n"]``; see `StreamOptions`.
+            prompt: Text, in which the names of special tokens are parsed as these tokens unless
+                ``StreamConfig(parse_special=False)``, or token ids; at least one token.
+            max_tokens: The maximum number of tokens, 256 by default; None or -1 generates until the model ends the text or
+                the context is full. Or a whole `StreamConfig`.
+            params: How tokens are chosen; `SamplerParams()` by default.
+            config: The settings that the other arguments override; `StreamConfig()` by default.
+            **options: Single fields of `StreamConfig` and `SamplerParams`, and ``stop``, as in
+                ``temperature=0.3, seed=1, stop="END"``; see `StreamOptions`.
 
         Raises:
-            InvalidParameter: An argument is unknown, out of range or of the wrong type; the prompt is empty.
+            InvalidParameter: An argument is unknown, out of range or of the wrong type, or the prompt is empty.
             TokenizationError: The prompt cannot be encoded.
             ContextError: The prompt is longer than the context (code ``PROMPT_TOO_LONG``).
+            QueueFullError: `ContextParams.max_queue` requests are waiting already.
             ClosedError: The context was closed.
+            ForkError: The process was forked from the one that made the context.
         """
         return TokenIterator(self._shared.generation(request))
 
     @arguments(text_request)
     def generate(self, request: TextRequest) -> Completion:
-        """Generate, and return all of it at the end. Arguments and errors as `generate_stream`, and those of reading it.
+        """Generate, and return the whole completion. Arguments as `Context.generate_stream`; Ctrl-C stops it.
 
-        There is no time limit unless `timeout_ms` says so.
+        There is no time limit unless `timeout_ms` is set. Raises what `Context.generate_stream` raises, and what reading
+        a `TokenIterator` raises; the error's `completion` has what was generated before it.
         """
         with TokenIterator(self._shared.generation(request, whole=True)) as stream:
             for _ in stream:
@@ -94,9 +101,10 @@ class Context(BaseContext):
 
     @arguments(several_requests)
     def generate_many(self, several: tuple[TextRequest, int]) -> list[Completion]:
-        """n completions of one prompt, at once as far as there are slots; the prompt is computed once for all of them.
+        """Return ``n`` completions of one prompt, from 1 to 65,536, in the order in which they were started.
 
-        With a seed, the k-th has the seed plus k. Other arguments and errors as `generate`.
+        They run in parallel, up to the number of slots, and the prompt is computed once for all of them. With a seed, the
+        k-th (from 0) uses the seed plus k. Other arguments and errors as `Context.generate`. Ctrl-C stops all of them.
         """
         requests = self._shared.several(*several)
         streams: deque[TokenIterator] = deque()
@@ -107,7 +115,7 @@ class Context(BaseContext):
                     pass
                 completions.append(streams.popleft().completion())
         finally:
-            for stream in streams:  # all of them at once, before it waits for one by one
+            for stream in streams:  # cancel all of them before waiting for each
                 stream.cancel()
             for stream in streams:
                 stream.close()
@@ -115,14 +123,12 @@ class Context(BaseContext):
 
     @arguments(callback_request)
     def generate_streaming(self, asked: tuple[TextRequest, Callback]) -> Completion:
-        """Generate, calling back with each token on this thread.
+        """Generate, call ``callback`` with each token in this thread, and return what was generated.
 
-        The callback returns True, None or `StreamControl.CONTINUE` to go on, False or `StreamControl.STOP` to stop after
-        this token. What it raises stops the generation too, and comes out of here unchanged. It may also stand second, in
-        the place of `max_tokens`. Other arguments and errors as `generate`.
-
-        Returns:
-            What was generated until then.
+        The callback returns True, None or `StreamControl.CONTINUE` to go on, or False or `StreamControl.STOP` to stop
+        after this token; anything else is an `InvalidParameter`. An exception that it raises stops the generation and
+        propagates unchanged. The callback may also be the second argument, in place of `max_tokens`. Other arguments and
+        errors as `Context.generate`.
         """
         request, callback = asked
         with TokenIterator(self._shared.generation(request, whole=True)) as stream:
@@ -135,23 +141,29 @@ class Context(BaseContext):
 
     @arguments(chat_request)
     def chat_stream(self, request: ChatRequest) -> ChatIterator:
-        """Start answering a chat, and iterate over what each token adds to the message.
+        """Start answering a chat, and return an iterator over what each token adds to the message. Does not wait.
+
+        Other errors are those of `Context.generate_stream`. Reading also raises `ChatError` if the answer cannot be parsed.
 
         Args:
-            messages: ``{"role": "system" | "user" | "assistant" | "tool", "content": …}`` each, as in OpenAI's API.
-            max_tokens: As in `generate_stream`, and so are `params` and `config`.
-            **options: As in `generate_stream`, and those of `ChatOptions`: tools, tool_choice, parallel_tool_calls, thinking,
-                template, template_arguments.
+            messages: Mappings as in OpenAI's API: ``role`` is ``system``, ``developer``, ``user``, ``assistant`` or ``tool``;
+                ``content`` is text, and may be None beside ``tool_calls``. A `ChatMessage` may be one of them.
+            max_tokens: As in `Context.generate_stream`, as are `params` and `config`. A grammar or JSON schema constrains
+                the answer.
+            **options: As in `Context.generate_stream`, and those of `ChatOptions`, such as `tools`.
 
         Raises:
-            ChatError: The template cannot render the messages; later: the answer cannot be parsed.
+            ChatError: The template cannot render the messages.
             InvalidParameter: A message, tool or option is malformed.
         """
         return ChatIterator(self._shared.chat_generation(request))
 
     @arguments(chat_request)
     def chat(self, request: ChatRequest) -> ChatCompletion:
-        """Answer a chat, and return the whole answer. Arguments and errors as `chat_stream`."""
+        """Answer a chat, and return the whole answer. Arguments and errors as `Context.chat_stream`; Ctrl-C stops it.
+
+        There is no time limit unless `timeout_ms` is set.
+        """
         with ChatIterator(self._shared.chat_generation(request, whole=True)) as stream:
             for _ in stream:
                 pass
@@ -160,15 +172,20 @@ class Context(BaseContext):
     # ------------------------------------------------------------------------------------------ numbers
 
     def decode(self, tokens: Sequence[int], *, all_logits: bool = False) -> Array:
-        """Append tokens to the text that `decode` was given so far, and compute the model's logits: to sample by oneself.
+        """Append tokens to the text of the previous calls, and return the model's logits, for sampling in Python.
 
-        What was computed before is not computed again while its cells are cached. One thread at a time.
+        The result is float32 of shape ``(n_vocab,)``, the logits after the last token, or ``(len(tokens), n_vocab)`` with
+        `all_logits`. They are the model's own, before any sampler. Earlier tokens are not computed again while their cells
+        are cached. One thread at a time. After an error, nothing was appended.
 
-        Returns:
-            float32 of shape (n_vocab,), after the last token; with `all_logits` (len(tokens), n_vocab), after each.
+        Args:
+            tokens: Token ids, at least one.
+            all_logits: Return the logits after each of `tokens`, not only after the last.
 
         Raises:
             ContextError: The text is longer than the context (code ``PROMPT_TOO_LONG``).
+            InvalidParameter: There are no tokens, or one is out of range.
+            ClosedError: The context was closed.
         """
         generation, finish = self._shared.decoding(tokens, all_logits)
         with TokenIterator(generation) as stream:
@@ -177,42 +194,56 @@ class Context(BaseContext):
         return finish()
 
     def embed(self, text: str, *, normalize: bool = True, pooling: str | None = None) -> Array:
-        """The embedding of a text: float32 of shape (n_embd,). See `embed_batch`."""
+        """The embedding of one text, float32 of shape ``(n_embd,)``. Arguments and errors as `Context.embed_batch`."""
         row: Array = self.embed_batch([text], normalize=normalize, pooling=pooling)[0]
         return row
 
     def embed_batch(self, texts: Sequence[str], *, normalize: bool = True, pooling: str | None = None) -> Array:
-        """The embeddings of texts: float32 of shape (len(texts), n_embd). Blocks; generation goes on meanwhile.
+        """The embeddings of texts, float32 of shape ``(len(texts), n_embd)``.
+
+        Blocks, but other threads and the context's streams continue. The first call with each `pooling` allocates memory
+        of its own.
 
         Args:
-            texts: Not empty, each of at most `n_ctx` tokens.
-            normalize: Make each of length 1.
-            pooling: ``"mean"``, ``"cls"`` or ``"last"``; None is what the model was made for, or else the mean.
+            texts: Non-empty texts of at most `n_ctx` tokens each.
+            normalize: Scale each embedding to length 1.
+            pooling: ``"mean"``, ``"cls"`` (the first token) or ``"last"``; None is what the model was trained for, or else
+                the mean.
 
         Raises:
-            InvalidParameter, TokenizationError, ContextError: A text is empty, cannot be encoded, or is too long.
+            InvalidParameter: A text is empty or not a `str`, or `pooling` is unknown.
+            TokenizationError: A text cannot be encoded.
+            ContextError: A text is too long (code ``PROMPT_TOO_LONG``), or there is not enough memory.
+            ClosedError: The context was closed.
         """
         return self._shared.embed_batch(texts, normalize=normalize, pooling=pooling)
 
     # ------------------------------------------------------------------------------------------ sessions
 
     def save_state(self, path: StrPath, *, stop: threading.Event | _core.Stop | None = None) -> None:
-        """Write the cached prefixes of finished sequences to a file, whole or not at all. Those under adapters are left out.
+        """Write the cached prefixes of finished sequences to a file, atomically: an existing file is replaced or unchanged.
+
+        Prefixes that were computed with a LoRA adapter are left out.
+
+        Args:
+            path: The file.
+            stop: Setting this event from another thread stops the writing.
 
         Raises:
-            OSError: It cannot be written, or `stop` was set meanwhile; what was there before is left as it was.
+            OSError: The file cannot be written.
+            InterruptedError: `stop` was set.
         """
         self._shared.save_state(path, stop=stop)
 
     def load_state(self, path: StrPath) -> int:
-        """Take over the cached prefixes of a file that `save_state` wrote. Returns the number of tokens in them.
+        """Load the cached prefixes from a file that `Context.save_state` wrote, and return the number of their tokens.
 
-        Prompts that begin like them are then computed from there on (`Usage.cached_tokens`). What is longer than `n_ctx`, or
-        finds no free slot and no room, is left out.
+        Prompts that begin with one of them are then computed from its end (see `Usage`, ``cached_tokens``). Prefixes that
+        are longer than `n_ctx`, or for which there is no free slot or cells, are left out.
 
         Raises:
-            StateError: It is cut off, damaged, none of ours, or of another model, another build of llama.cpp, or a context
-                with another `n_seq_max` or cells that are shared in another way.
-            OSError: It cannot be read.
+            StateError: The file is truncated, damaged, not written by mullama, or of another model, another build of
+                llama.cpp, or a context with another `n_seq_max` or another sharing of cells (`n_cells`).
+            OSError: The file cannot be read.
         """
         return self._shared.load_state(path)

@@ -1,4 +1,4 @@
-"""The blocking shell of a stream: iterators over tokens, and over what an answer's message gains."""
+"""The blocking shell of a stream: iterators over tokens, and over the deltas of a chat's answer."""
 
 from __future__ import annotations
 
@@ -23,20 +23,17 @@ T = TypeVar("T")
 
 
 class ItemIterator(BaseStream[T], Iterator[T]):
-    """What a generation yields, for a ``for`` loop. One thread reads at a time.
-
-    As a context manager it waits at the end of the block until its slot is free.
-    """
+    """Iterates over what a generation yields. One thread reads at a time."""
 
     def __init__(self, source: Source[T]) -> None:
         super().__init__(source)
         self._notifier: _core.Notifier | None = None
         self._reading = threading.Lock()
 
-    if not TYPE_CHECKING:  # who would have it that there is one
+    if not TYPE_CHECKING:  # it would be taken for an async iterable
 
         def __aiter__(self) -> NoReturn:
-            raise TypeError(f"{type(self).__name__} is read with `for`, not with `async for`")
+            raise TypeError(f"{type(self).__name__} must be read with `for`, not `async for`")
 
     def __next__(self) -> T:
         if not self._reading.acquire(blocking=False):
@@ -53,18 +50,18 @@ class ItemIterator(BaseStream[T], Iterator[T]):
             self._reading.release()
 
     def next(self) -> T | None:
-        """The next item, waiting for it; None at the end."""
+        """Wait for the next item; None at the end. Raises as iteration does."""
         return next(self, None)
 
     def try_next(self) -> T | None:
-        """The next item if one lies ready; None if not, and at the end (`is_finished` tells which)."""
+        """The next item if one is ready; None if not, or at the end. Does not wait."""
         try:
             return self._take()
         except EndOfGeneration:
             return None
 
     def close(self) -> None:
-        """Stop generating, throw away what was not read, and wait until the slot is free. Again does nothing."""
+        """Stop generating, discard unread items, and wait until the slot is free. Idempotent."""
         self._close()
         core = self._generation.core
         while not core.ended:
@@ -91,16 +88,37 @@ class ItemIterator(BaseStream[T], Iterator[T]):
 
 
 class TokenIterator(ItemIterator[TokenData]):
-    """The tokens of one generation."""
+    """The tokens of one generation, for a ``for`` loop.
+
+    One thread reads at a time. Other threads run while it waits, and a signal handler that raises (Ctrl-C) interrupts the
+    wait. As a context manager it calls `TokenIterator.close`. An iterator that is garbage-collected cancels its generation.
+
+    Errors are raised after the tokens that came before them.
+
+    Raises:
+        StreamTimeoutError: `timeout_ms` elapsed.
+        GenerationError: The generation failed.
+        SamplingError: No token could be chosen.
+        ClosedError: The stream or its context was closed.
+        StreamingError: Another thread is reading (code ``STREAM_BUSY``).
+    """
 
 
 class ChatIterator(ItemIterator[ChatDelta]):
-    """What each token of an answer adds to the message; see `ChatDelta`."""
+    """What each token of an answer adds to the message, a `ChatDelta` each, for a ``for`` loop.
+
+    Everything else is as for `TokenIterator`. Reading also raises `ChatError`, and cancels the generation, if the answer
+    cannot be parsed.
+    """
 
     def __init__(self, source: ChatGeneration) -> None:
         super().__init__(source)
         self._chat = source
 
     def chat_completion(self) -> ChatCompletion:
-        """The answer as a whole, as far as it was read. Raises as `completion`."""
+        """The answer as far as it was read.
+
+        Raises:
+            StreamingError: It is still being generated (code ``STREAM_RUNNING``).
+        """
         return self._chat.completion()

@@ -1,10 +1,9 @@
-"""What a user can set: sampling, one stream, one context. Frozen records that are checked when they are made.
+"""The settings of sampling, a stream and a context: frozen records that are checked when they are made.
 
-Strategy: each field carries its check beside its default (`_field`), one loop runs them all, and what has to
-agree across fields stands in `_agree`. The bounds are those beyond which llama.cpp aborts, throws or silently
-does something else (`common/sampling.cpp`, `src/llama-sampler.cpp`, `src/llama-cparams.h`, `ggml.h`), so what
-passes here is safe to hand to the engine; what depends on the model (is this token id in its vocabulary?) the
-engine checks.
+Strategy: each field has its check beside its default (`_field`), one loop runs them all, and `_agree` checks fields against
+each other. Beyond the bounds llama.cpp aborts, throws or silently does something else (`common/sampling.cpp`,
+`src/llama-sampler.cpp`, `src/llama-cparams.h`, `ggml.h`), so what passes here is safe to hand to the engine. The engine
+checks what depends on the model, such as whether a token id is in its vocabulary.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ if TYPE_CHECKING:
 
 __all__ = ["SHARED", "ContextParams", "SamplerParams", "StreamConfig"]
 
-# The steps of the chain, by the names that llama.cpp gives them (common_sampler_types_from_names).
+# The steps of the chain, by llama.cpp's names (common_sampler_types_from_names).
 SAMPLERS = tuple("penalties dry top_n_sigma top_k typ_p top_p min_p xtc temperature infill adaptive_p".split())
 
-_LLAMA_RANDOM_SEED = 2**32 - 1  # LLAMA_DEFAULT_SEED: llama.cpp draws a seed of its own
-_SEED_HINT = f"None draws a new one each time; {_LLAMA_RANDOM_SEED} is llama.cpp's own word for that."
+_LLAMA_RANDOM_SEED = 2**32 - 1  # LLAMA_DEFAULT_SEED: llama.cpp draws a seed itself
+_SEED_HINT = f"None draws a new one each time, which is what {_LLAMA_RANDOM_SEED} means to llama.cpp."
 _LLAMA_MAX_SEQ = 256
 _GGML_MAX_N_THREADS = 512
 _MAX_LAST_N = 2**20  # a sampler that looks back allocates this many cells at once
-_MIN_TEMPERATURE = 1e-6  # below it a logit divided by it overflows a C float
+_MIN_TEMPERATURE = 1e-6  # below it, logit / temperature overflows a C float
 
 
 def _max_tokens(name: str, value: object) -> int | None:
-    hint = "None (or -1) is until the end of the text or a full context."
+    hint = "None (or -1) generates until the model ends the text or the context is full."
     count: int | None = number(1, INT32_MAX, real=False, special=-1, none=True, hint=hint)(name, value)
     return None if count == -1 else count
 
@@ -66,7 +65,7 @@ class _Config:
         self._agree()
 
     def _agree(self) -> None:
-        """Raises if fields that are right by themselves do not go together."""
+        """Raises if fields that are valid by themselves conflict."""
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked like a new one."""
@@ -74,7 +73,7 @@ class _Config:
 
 
 # What SamplerParams and StreamConfig share: default and check.
-_TEMPERATURE = 0.8, number(_MIN_TEMPERATURE, 1e6, special=0, hint="0 always takes the likeliest token.")
+_TEMPERATURE = 0.8, number(_MIN_TEMPERATURE, 1e6, special=0, hint="0 always chooses the likeliest token.")
 _TOP_K = 40, integer(0, hint="0 switches it off.")
 _TOP_P = 0.95, number(0, 1, above=True, hint="1 switches it off.")
 SHARED = {"temperature": _TEMPERATURE[0], "top_k": _TOP_K[0], "top_p": _TOP_P[0]}
@@ -82,46 +81,48 @@ SHARED = {"temperature": _TEMPERATURE[0], "top_k": _TOP_K[0], "top_p": _TOP_P[0]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerParams(_Config):
-    """How the next token is chosen; the meanings and the order of the steps are llama.cpp's (`common.h`).
+    """How the next token is chosen. The meanings and the order of the steps are llama.cpp's.
 
-    Logit bias, penalties, DRY, top-n-sigma, top-k, typical-p, top-p, min-p, XTC, temperature, then chance.
-    Mirostat replaces all of these but the logit bias and the temperature.
+    The order is: logit bias, penalties, DRY, top-n-sigma, top-k, typical-p, top-p, min-p, XTC, temperature, and then a random
+    choice; `samplers` sets another order. Mirostat replaces all of these but the logit bias and the temperature. A grammar
+    or a JSON schema is a constraint on top: tokens that it does not allow are never chosen.
 
     Attributes:
-        temperature: Above 1 flatter, below 1 sharper; 0 is greedy: always the likeliest token.
+        temperature: Above 1 flattens the distribution, below 1 sharpens it; 0 is greedy: always the likeliest token.
         top_k: Keep the k likeliest tokens; 0 is off.
         top_p: Keep the likeliest tokens that together have this probability; 1 is off.
-        min_p: Keep tokens that have at least this share of the likeliest one's probability; 0 is off.
+        min_p: Keep tokens with at least this fraction of the likeliest token's probability; 0 is off.
         typical_p: Keep locally typical tokens up to this probability; 1 is off.
-        top_n_sigma: Keep logits within n standard deviations of the greatest; -1 is off.
-        xtc_probability: How often to leave out all likely tokens but the least of them; 0 is off.
-        xtc_threshold: What counts as likely for that; above 0.5 is off.
-        dynatemp_range: The temperature moves by this much with the entropy; 0 is off.
-        dynatemp_exponent: The shape of that.
+        top_n_sigma: Keep tokens whose logits are within n standard deviations of the maximum; -1 is off.
+        xtc_probability: The probability of removing all likely tokens except the least likely of them; 0 is off.
+        xtc_threshold: The probability from which a token counts as likely for XTC; above 0.5 is off.
+        dynatemp_range: The temperature varies by up to this much with the entropy; 0 is off.
+        dynatemp_exponent: The exponent of that dependence.
         repeat_penalty: Divides the logits of recent tokens; 1 is off.
-        frequency_penalty: Taken off the logits of recent tokens once for each time they occurred; 0 is off.
-        presence_penalty: Taken off once if they occurred at all; 0 is off.
-        penalty_last_n: How many tokens back "recent" reaches; 0 switches the three penalties off.
+        frequency_penalty: Subtracted from the logits of recent tokens, once for each occurrence; 0 is off.
+        presence_penalty: Subtracted from the logits of recent tokens, once; 0 is off.
+        penalty_last_n: How many of the last tokens are recent; 0 switches the three penalties off.
         dry_multiplier: Strength of the penalty on repeated sequences (DRY); 0 is off.
-        dry_base: Its growth for each further token of the repetition, at least 1.
-        dry_allowed_length: Repetitions of this length are free.
+        dry_base: The factor by which it grows with each further repeated token, at least 1.
+        dry_allowed_length: Repetitions up to this length are not penalised.
         dry_penalty_last_n: How many tokens back DRY looks; 0 is off.
-        dry_sequence_breakers: Strings over which no repetition is counted; at most 32, 40 bytes each.
-        mirostat: 0 is off, 1 and 2 are the versions of the algorithm.
-        mirostat_tau: The surprise, in bits, that Mirostat aims at.
-        mirostat_eta: Its learning rate.
-        min_keep: Each step leaves at least this many tokens; 0 leaves that to the step.
-        ignore_eos: Never choose an end token; generation then ends at `max_tokens` or a full context.
-        logit_bias: Added to the logits of these token ids; `-inf` is never.
-        samplers: The steps of the chain in their order, of `SAMPLERS`; None is the order above.
-        adaptive_target: The probability that adaptive-p aims at, for a chain that ends in ``"adaptive_p"``; -1 is off.
-        adaptive_decay: How slowly adaptive-p forgets, up to 0.99.
-        grammar: A grammar in GBNF that the text must follow (llama.cpp's `grammars/README.md`); its root is ``root``.
-        json_schema: A JSON schema that the text must follow: a mapping, its text, or a pydantic model. Kept as text.
-        seed: Of the random numbers, from 0 to 4294967294; None draws a new one for each generation.
+        dry_sequence_breakers: Strings that interrupt a repetition; at most 32, of at most 40 bytes each.
+        mirostat: The version of Mirostat, 1 or 2; 0 is off.
+        mirostat_tau: Mirostat's target surprise, in bits.
+        mirostat_eta: Mirostat's learning rate.
+        min_keep: Each step keeps at least this many tokens; 0 is the step's own default.
+        ignore_eos: Never choose an end token; generation then ends at `max_tokens`, or when the context is full.
+        logit_bias: Biases by token id, added to the logits; ``-inf`` bans a token.
+        samplers: The steps of the chain in order, each at most once; None is the order above.
+        adaptive_target: The target probability of adaptive-p, for a chain that ends in ``"adaptive_p"``; -1 is off.
+        adaptive_decay: The decay of adaptive-p's moving average, from 0 to 0.99; higher reacts more slowly.
+        grammar: A grammar in GBNF (llama.cpp's format) that the text must follow, up to 1 MiB; its root rule is ``root``.
+        json_schema: A JSON schema that the text must follow: a mapping, JSON text, or a pydantic model. Stored as text.
+            Cannot be combined with `grammar`.
+        seed: The random seed, from 0 to 4,294,967,294; None draws a new one for each generation.
 
     Raises:
-        InvalidParameter: A value is out of range; `InvalidParameterType` if it is of a wrong type.
+        InvalidParameter: A value is out of range; `InvalidParameterType` if it is of the wrong type.
     """
 
     temperature: float = _field(*_TEMPERATURE)
@@ -161,21 +162,21 @@ class SamplerParams(_Config):
             raise conflict(
                 "json_schema",
                 self.json_schema,
-                "there are a grammar and a json_schema",
-                "Give one of them: a schema is turned into a grammar.",
+                "grammar and json_schema cannot be combined",
+                "Give one of them; a schema is converted to a grammar.",
             )
         if self.samplers is not None and self.mirostat:
             raise conflict(
                 "samplers",
                 self.samplers,
-                f"samplers={self.samplers!r} does nothing beside mirostat={self.mirostat}, which replaces the chain",
+                f"samplers={self.samplers!r} has no effect with mirostat={self.mirostat}, which replaces the chain",
                 "Leave one of them out.",
             )
         if self.samplers is not None and self.temperature == 0 and "temperature" not in self.samplers:
             raise conflict(
                 "samplers",
                 self.samplers,
-                'temperature=0 takes the likeliest token, and these samplers have no step "temperature"',
+                'temperature=0 chooses the likeliest token, but these samplers lack "temperature"',
                 'Add "temperature" to them.',
             )
         for name in ("mirostat", "dynatemp_range"):
@@ -184,23 +185,23 @@ class SamplerParams(_Config):
                 raise conflict(
                     name,
                     value,
-                    f"{name}={value!r} does nothing beside temperature=0, which takes the likeliest token",
+                    f"{name}={value!r} has no effect with temperature=0, which chooses the likeliest token",
                     f"Give a temperature above 0, or leave {name} at 0.",
                 )
 
     @classmethod
     def greedy(cls, **overrides: Any) -> Self:
-        """Always the likeliest token: the same text every time."""
+        """Temperature 0: always the likeliest token, the same text every time. Keyword arguments override fields."""
         return cls(temperature=0.0).replace(**overrides)
 
     @classmethod
     def creative(cls, **overrides: Any) -> Self:
-        """More surprise: a high temperature, and a floor (`min_p`) that keeps nonsense out."""
+        """More variety: temperature 1.2, top_k 100, top_p 0.98, min_p 0.05. Keyword arguments override fields."""
         return cls(temperature=1.2, top_k=100, top_p=0.98, min_p=0.05).replace(**overrides)
 
     @classmethod
     def precise(cls, **overrides: Any) -> Self:
-        """Little surprise: for facts, code and extraction."""
+        """Less variety, for facts, code and extraction: temperature 0.2, top_k 20, top_p 0.9. Arguments override fields."""
         return cls(temperature=0.2, top_k=20, top_p=0.9).replace(**overrides)
 
 
@@ -212,33 +213,31 @@ def _sampler_params(name: str, value: object) -> SamplerParams | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig(_Config):
-    """One generation: how long, how chosen, where it stops, how it is buffered.
+    """The settings of one generation.
 
     Attributes:
-        max_tokens: At most this many tokens; None (or -1, which becomes None) until the model ends the text
-            or the context is full.
+        max_tokens: The maximum number of tokens; None or -1 generates until the model ends the text or the context is
+            full.
         temperature: See `SamplerParams`.
         top_k: See `SamplerParams`.
         top_p: See `SamplerParams`.
-        stop_sequences: Generation stops before the first of these to appear, and none of it is shown. Any
-            iterable of strings; at most 64, each of at most 4096 bytes of UTF-8.
-        stream_delay_ms: The least time between two tokens, in milliseconds; for throttling and for watching.
-        buffer_size: When this many tokens (1 to 65536) lie unread, generation pauses until one is read.
-        timeout_ms: For the whole stream, in milliseconds from the call, waiting and pauses included; then
-            `StreamTimeoutError`. 0 is no limit. None is 30000 for streams, and no limit for calls that return
-            a whole text.
-        min_tokens: No end token is chosen before so many tokens; stop strings still count.
-        top_logprobs: With each token come so many of the likeliest at its place, up to 20, with their log-probabilities.
-        parse_special: Whether names of special tokens in a prompt that is text stand for the tokens, as in a chat template
-            that you render yourself; False takes all of it as text, for what others wrote. Chats do not need it: what
-            their messages say is always text.
-        lora: Adapters that the model wears for this stream (`Model.load_lora`): one, or several, each by itself or
-            as a pair with its scale.
-        params: The rest of the sampling. When it is given it is the whole of it, and `temperature`, `top_k`
-            and `top_p` are set there and not here.
+        stop_sequences: Generation ends before the first of these strings, which is not part of the text. At most 64, of
+            at most 4,096 bytes of UTF-8 each. Of two matches, the one that ends first counts; of two that end together, the
+            longer one.
+        stream_delay_ms: The minimum time between two tokens, in milliseconds; other streams are not delayed.
+        buffer_size: Generation pauses when this many tokens, 1 to 65,536, are unread.
+        timeout_ms: The time limit of the whole stream, in milliseconds from the call, queueing and pauses included; then
+            `StreamTimeoutError`. 0 is no limit. None is 30,000 for streams, and no limit for calls that return a whole text.
+        min_tokens: No end token is chosen before this many tokens; stop sequences still apply. At most `max_tokens`.
+        top_logprobs: How many of the likeliest tokens to report for each token, up to 20, with their log-probabilities.
+        parse_special: Whether the names of special tokens in a prompt that is text are parsed as these tokens; False takes
+            the whole prompt as plain text, as for text from users. The contents of chat messages are always plain text.
+        lora: LoRA adapters (`Model.load_lora`) to apply to this stream: one or several, each alone or in a pair with its
+            scale, from -1,000 to 1,000.
+        params: All of the sampling settings; `temperature`, `top_k` and `top_p` must then be set in it, not here.
 
     Raises:
-        InvalidParameter: A value is out of range; `InvalidParameterType` if it is of a wrong type.
+        InvalidParameter: A value is out of range; `InvalidParameterType` if it is of the wrong type.
     """
 
     max_tokens: int | None = _field(256, _max_tokens)
@@ -249,7 +248,7 @@ class StreamConfig(_Config):
     stream_delay_ms: int = _field(0, integer(0, hint="It is in milliseconds; 0 is no delay."))
     buffer_size: int = _field(32, integer(1, 65536, hint="32 is the default."))
     timeout_ms: int | None = _field(None, integer(0, none=True, hint="It is in milliseconds; 0 is no limit."))
-    min_tokens: int = _field(0, integer(0, hint="0 lets the model end when it likes."))
+    min_tokens: int = _field(0, integer(0, hint="0 lets the model end at any time."))
     top_logprobs: int = _field(0, integer(0, 20, hint="The token's own log-probability always comes with it."))
     parse_special: bool = _field(True, flag)
     lora: Any = _field((), loras)  # noqa: RUF009
@@ -271,12 +270,12 @@ class StreamConfig(_Config):
                 raise conflict(
                     name,
                     value,
-                    f"{name}={value!r} is given beside params, which is the whole of the sampling",
-                    f"Set it there: params=SamplerParams({name}={value!r}, ...), or params=None.",
+                    f"{name}={value!r} conflicts with params, which has all of the sampling settings",
+                    f"Set it there, params=SamplerParams({name}={value!r}, ...), or leave params out.",
                 )
 
     def sampler(self) -> SamplerParams:
-        """The sampling in effect: `params`, or these three fields here and defaults for the rest."""
+        """The sampling in effect: `params`, or else `temperature`, `top_k` and `top_p`, and defaults for the rest."""
         if self.params is not None:
             return self.params
         return SamplerParams(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
@@ -284,33 +283,33 @@ class StreamConfig(_Config):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextParams(_Config):
-    """The engine that serves streams: how long, how many at once, on how many threads.
+    """The settings of a context, the engine that serves streams.
 
     Attributes:
-        n_ctx: Tokens (prompt and answer) that one sequence may use; llama.cpp rounds it up to a multiple of
-            256. None is the length the model was trained on, but at most 4096.
-        n_batch: At most this many tokens go to the model in one step of the engine, over all sequences.
-        n_ubatch: At most this many of them are computed at once; no more than `n_batch`.
-        n_seq_max: Sequences that generate at once, 1 to 256; further requests wait in the order they came.
-        max_queue: At most so many requests wait for a slot, those that are still prepared included; one more is a
-            `QueueFullError`. 0: none waits, so that there are no more requests than slots.
-        n_threads: Threads that compute single tokens, 1 to 512. None is the number of physical cores that the
-            process may use (its affinity), or of CPUs in the CPU quota of its cgroup if these are fewer.
-        n_threads_batch: Threads that compute prompts; None is `n_threads`.
-        n_cells: KV cells (one holds one token) that all sequences share; None is `n_ctx * n_seq_max`, so that
-            none ever waits for room. Fewer save memory; requests then wait until there is room.
-        reuse_prefix: Keep the cells of a finished sequence, and do not compute again what a new prompt shares
-            with it.
+        n_ctx: The maximum length of one sequence, prompt and answer, in tokens; llama.cpp rounds it up to a multiple of
+            256. None is the length the model was trained on, but at most 4,096.
+        n_batch: The maximum number of tokens in one step of the engine, over all sequences.
+        n_ubatch: The maximum number of tokens that are computed at once; at most `n_batch`.
+        n_seq_max: How many sequences generate in parallel, 1 to 256; further requests wait in order of arrival.
+        max_queue: The maximum number of requests that wait for a slot, including those still being prepared; one more
+            raises `QueueFullError`. With 0, none waits.
+        n_threads: Threads for single tokens, 1 to 512. None is the number of physical cores that the process may use
+            (its affinity), or of CPUs in its cgroup's quota if that is smaller.
+        n_threads_batch: Threads for prompts; None is `n_threads`.
+        n_cells: KV cells, one for each token, that all sequences share; None is ``n_ctx * n_seq_max``. Fewer save memory;
+            requests then wait until there are enough.
+        reuse_prefix: Keep the cells of finished sequences, so that a prefix that a new prompt shares with one of them is
+            not computed again.
 
     Raises:
-        InvalidParameter: A value is out of range; `InvalidParameterType` if it is of a wrong type.
+        InvalidParameter: A value is out of range; `InvalidParameterType` if it is of the wrong type.
     """
 
     n_ctx: int | None = _field(None, integer(1, none=True, hint="It is a number of tokens."))
     n_batch: int = _field(2048, integer(1, _MAX_LAST_N, hint="2048 is the default."))
     n_ubatch: int = _field(512, integer(1, _MAX_LAST_N, hint="512 is the default."))
     n_seq_max: int = _field(4, integer(1, _LLAMA_MAX_SEQ, hint="Further requests wait in a queue."))
-    max_queue: int = _field(1024, integer(0, hint="1024 is the default; 0 lets none wait."))
+    max_queue: int = _field(1024, integer(0, hint="1024 is the default; with 0, no request waits."))
     n_threads: int | None = _field(None, integer(1, _GGML_MAX_N_THREADS, none=True))
     n_threads_batch: int | None = _field(None, integer(1, _GGML_MAX_N_THREADS, none=True))
     n_cells: int | None = _field(None, integer(1, none=True, hint="It is a number of tokens."))
@@ -331,12 +330,12 @@ class ContextParams(_Config):
                 "n_ctx",
                 self.n_ctx,
                 f"n_ctx={self.n_ctx} times n_seq_max={self.n_seq_max} is more than {INT32_MAX} cells",
-                "Give a smaller n_ctx, fewer sequences, or n_cells for what they share.",
+                "Give a smaller n_ctx or n_seq_max, or set n_cells.",
             )
         if self.n_cells is not None and self.n_cells < self.n_ctx:
             raise conflict(
                 "n_cells",
                 self.n_cells,
-                f"n_cells={self.n_cells} holds less than the n_ctx={self.n_ctx} tokens of one sequence",
+                f"n_cells={self.n_cells} is less than n_ctx={self.n_ctx}, the length of one sequence",
                 f"Give n_cells={self.n_ctx} or more, or a smaller n_ctx.",
             )

@@ -308,8 +308,8 @@ def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
         ("a-file/model.gguf", ModelLoadError, errno.ENOTDIR, "Not a directory"),
         ("x" * 300, ModelLoadError, errno.ENAMETOOLONG, "name too long"),
         ("empty.gguf", ModelLoadError, None, "the file is empty"),
-        ("a-file", ModelLoadError, None, "does not begin with GGUF but with b'just'"),
-        ("pipe", ModelLoadError, None, "no regular file"),
+        ("a-file", ModelLoadError, None, "it begins with b'just', not with GGUF"),
+        ("pipe", ModelLoadError, None, "not a regular file"),
         ("magic.gguf", ModelLoadError, None, "failed to read header"),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_context_of_wrong_parameters(model: Model) -> None:
     for wrong in ("x", 5, {"n_ctx": 5}, StreamConfig()):
         with refused(TypeError, "params must be a ContextParams"):
             Context(model, wrong)
-    with refused(TypeError, "unknown keyword 'n_context' for a context (given as 5)", "Did you mean n_ctx"):
+    with refused(TypeError, "unknown keyword 'n_context' for a context (its value is 5)", "Did you mean n_ctx"):
         Context(model, n_context=5)
     with refused(InvalidParameter, "n_seq_max", "257", "256"):
         Context(model, n_seq_max=257)

@@ -160,7 +160,7 @@ def with_schema(schema: Any) -> dict[str, Any]:
         ({"thinking": "no"}, TypeError, "thinking"),
         ({"template_arguments": [1]}, TypeError, "template_arguments must be a mapping"),
         ({"template_arguments": {"x": object()}}, InvalidParameter, "template_arguments['x']"),
-        ({"tool_choices": 1}, TypeError, "unknown keyword 'tool_choices' for a call that generates (given as 1)"),
+        ({"tool_choices": 1}, TypeError, "unknown keyword 'tool_choices' for a call that generates (its value is 1)"),
         ({"response_format": {}, "thinking": 7}, TypeError, "'response_format'"),
     ],
     ids=lambda value: repr(value)[:50],
@@ -220,7 +220,7 @@ def test_files_of_templates(context: Context, model: Model, tmp_path: Path) -> N
     with pytest.raises(IsADirectoryError):
         context.chat([USER], template=tmp_path)
     file.write_bytes(b"{{ '\xff' }}")
-    with pytest.raises(ChatError, match="no UTF-8"):
+    with pytest.raises(ChatError, match="not valid UTF-8"):
         context.chat([USER], template=file)
     file.write_bytes(b"")
     with pytest.raises(InvalidParameter, match="template"):

@@ -73,6 +73,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "n_batch": 2048,
         "n_ubatch": 512,
         "n_seq_max": 4,
+        "max_queue": 1024,
         "n_threads": None,
         "n_threads_batch": None,
         "n_cells": None,

@@ -289,7 +289,7 @@ def test_suffix_alone_and_special_names_in_the_texts(filler: Llama) -> None:
 
 
 def test_suffix_of_vocabularies(llama: Llama) -> None:
-    with pytest.raises(TokenizationError, match="no marks for prefix, suffix and middle"):
+    with pytest.raises(TokenizationError, match="no fill-in-the-middle tokens"):
         llama.create_completion(PROMPT, options(suffix="The end."))
     for name, shape in {
         "starcoder": b"<fim_prefix>%b<fim_suffix>%b<fim_middle>",  # separates its texts without a BOS token

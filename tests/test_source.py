@@ -122,7 +122,7 @@ RANKS = """
     errors
     _core _checks
     _schema _version
-    _log config
+    _log _model_files config
     _model
     _interpreter_exit _options
     _embeddings _engine

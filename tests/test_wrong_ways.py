@@ -69,14 +69,14 @@ def test_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_stream_is_no_iterator(actx: AsyncContext) -> None:
     async with actx.generate_stream(PROMPT, 1) as stream:
-        with pytest.raises(TypeError, match="TokenStream is read with `async for`"):
+        with pytest.raises(TypeError, match="TokenStream must be read with `async for`"):
             list(stream)  # type: ignore[call-overload]
 
 
 async def test_an_iterator_is_no_stream(context: Context) -> None:
     with (
         context.generate_stream(PROMPT, 1) as stream,
-        pytest.raises(TypeError, match="TokenIterator is read with `for`"),
+        pytest.raises(TypeError, match="TokenIterator must be read with `for`"),
     ):
         [token async for token in stream]  # type: ignore[attr-defined]
 
