@@ -6,8 +6,8 @@
 // The ready list holds the keys of the streams that were notified. It is intrusive: each stream brings its own entry, so
 // listing one allocates nothing, a stream is listed at most once, and the list is never longer than there are streams.
 //
-// No notification is lost. notify() lists first, then sets `notified_`, and writes to the descriptor where it was not set;
-// drain() empties the descriptor, then clears `notified_`, and takes the list last. Where notify() found `notified_` set, the
+// No notification is lost. One lists first (list()), then sets `notified_`, and writes where it was not set (wake());
+// drain() empties the descriptor, then clears `notified_`, and takes the list last. Where wake() found `notified_` set, the
 // entry was listed before drain() cleared it, and so is in the list that drain() takes. Where it found it clear, it writes
 // after drain() has emptied the descriptor, so that the descriptor stays readable: at worst for a key that was taken already,
 // and the list is empty then. Another order in drain() loses keys: the list before the flag, those that are listed between the
