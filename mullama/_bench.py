@@ -1,9 +1,9 @@
-"""What `mullama bench` measures: prompts and generation at 1 … N streams, beside upstream's own benchmark where there is one.
+"""What `mullama bench` measures: the speed of 1 to N streams, compared with upstream's own benchmark if it is installed.
 
-Strategy: all streams of a run start together in one task group and never end by themselves. Generation is measured while all
-of them generate: from the moment when the last stream has its first token until the first stream has its last. The reader's
-clock counts. Upstream's `llama-batched-bench` measures the same without choosing tokens and without anyone to read them, so it
-is the limit; the two take turns, so that what else the machine does hits both.
+Strategy: all streams of a run start together in one task group, and none ends early. Generation is measured while all of them
+generate: from the first token of the last stream to the last token of the first stream, as seen by the reader. Upstream's
+`llama-batched-bench` measures the same without choosing or reading tokens, so it is the upper limit; the two alternate, so
+that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _SEED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is asked of a model: at most so many streams at once, each with so many tokens of prompt and of answer."""
+    """The load of a benchmark: the number of streams, and of prompt and answer tokens of each."""
 
     streams: int = 8
-    counts: Sequence[int] = ()  # how many streams at once, in this order; none: 1, 2, 4 … and `streams`
+    counts: Sequence[int] = ()  # numbers of parallel streams, in order; by default 1, 2, 4 … and `streams`
     prompt: int = 128
     tokens: int = 128
     repeat: int = 3
@@ -65,7 +65,7 @@ class Speed:
 async def measure(
     path: str | None, load: Load, upstream: str | None, report: Callable[[str], object] = lambda _: None
 ) -> dict[str, Any]:
-    """The medians of `load.repeat` runs, ready for JSON; `upstream` is the program to take turns with, None for none."""
+    """The medians of `load.repeat` runs, ready for JSON; `upstream` is the program to alternate with, or None."""
     ours: list[list[Speed]] = []
     theirs: list[list[Speed]] = []
     async with await AsyncModel.load(path, n_gpu_layers=load.gpu_layers, context=load.context()) as model:
@@ -86,7 +86,7 @@ async def measure(
 
 
 def _facts(model: Model) -> dict[str, Any]:
-    """Which model it is. Of llama.cpp's description only the quantisation counts: its size is "?B" where it knows none."""
+    """Facts of the model. Only the quantisation comes from llama.cpp's description, whose size may be "?B"."""
     quantization = re.sub(r"^\S+ \S+ (\((?!guessed)\w+\) )?", "", model.description)  # architecture, size and its kind
     return {
         "model": model.name,
@@ -97,7 +97,7 @@ def _facts(model: Model) -> dict[str, Any]:
 
 
 async def run_streams(context: AsyncContext, n: int, load: Load) -> Speed:
-    """One run of n streams at once. Cancelled, all of them are."""
+    """One run of n parallel streams. Cancelled, it cancels all of them."""
     numbers = random.Random(_SEED)
     n_vocab = context.model.n_vocab
     params = SamplerParams(ignore_eos=True, seed=_SEED)
@@ -120,10 +120,10 @@ async def run_streams(context: AsyncContext, n: int, load: Load) -> Speed:
 
 
 async def upstream_speeds(program: str, path: str, load: Load, threads: int) -> list[Speed]:
-    """What `llama-batched-bench` says of the same load, one figure for each count. Cancelled, the program is killed.
+    """The results of `llama-batched-bench` for the same load, one for each count. Cancelled, the program is killed.
 
     Raises:
-        OSError: It cannot be run, or failed.
+        OSError: The program cannot be run, or failed.
     """
     room = -(-(load.prompt + load.tokens) // 256) * 256  # as llama.cpp rounds the context of each sequence
     options = {
@@ -142,12 +142,12 @@ async def upstream_speeds(program: str, path: str, load: Load, threads: int) -> 
     lines = [json.loads(line) for line in done.stdout.decode().splitlines() if line.startswith("{")]
     if done.returncode or len(lines) != len(load.counts):
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise OSError(done.returncode, f"it ended with status {done.returncode} {' '.join(said)}".strip(), program)
+        raise OSError(done.returncode, f"it exited with status {done.returncode} {' '.join(said)}".strip(), program)
     return [Speed(line["pl"], line["speed_pp"], line["speed_tg"]) for line in lines]
 
 
 def find_upstream(given: str | None) -> str | None:
-    """The program that was named, else the one on the PATH, else None."""
+    """The given program, or else the one on the PATH, or else None."""
     return given if given is not None else shutil.which(UPSTREAM)
 
 
@@ -159,7 +159,7 @@ def _median(speeds: list[Speed]) -> dict[str, float]:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The result as a user reads it."""
+    """The result as text."""
     file, parameters = Path(result["file"]).name, _count(result["parameters"])
     model = f"{result['model']} ({file}), {parameters} parameters, {result['quantization']}"
     threads = f"{result['threads']} {'thread' if result['threads'] == 1 else 'threads'}"
@@ -174,9 +174,9 @@ def describe(result: dict[str, Any]) -> str:
         rows.append(cells)
     if result["upstream"] is None:
         rows[0] = rows[0][:3]
-        note = f"Upstream's figures are missing: there is no {UPSTREAM} on the PATH; name one with --upstream."
+        note = f"Upstream's figures are missing: {UPSTREAM} is not on the PATH; give its path with --upstream."
     else:
-        note = f"Upstream's figures are those of {UPSTREAM}, which chooses no tokens."
+        note = f"Upstream's figures are those of {UPSTREAM}, which does not sample tokens."
     return f"{model}\n{load}\n\n{table(rows)}\n\n{note}"
 
 
@@ -185,13 +185,13 @@ def _figure(value: float) -> str:
 
 
 def _count(n: int) -> str:
-    """A number of parameters as models are named by it, such as 135M."""
+    """A number of parameters as in the names of models, such as 135M."""
     unit, size = next(((u, s) for u, s in (("B", 10**9), ("M", 10**6)) if n >= s), ("", 1))
     return f"{n / size:.3g}{unit}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells below each other, numbers to the right; the first row is the head."""
+    """A table of rows, with numbers right-aligned; the first row is the head."""
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
     left = [not any(row[i][:1].isdigit() for row in rows[1:] if i < len(row)) for i in range(len(rows[0]))]
     lines = []

@@ -1,4 +1,4 @@
-"""What happens at the interpreter's exit to engines that are still open."""
+"""Closes engines that are still open when the interpreter exits."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ class Closable(Protocol):
 closing: weakref.WeakSet[Closable] = weakref.WeakSet()
 _exiting = threading.Event()
 
-# weakref has an exit function too, which disables all finalizers, and registers it with the first of them. This makes sure
-# that it is registered by now, and so comes after the one below: an engine is closed through its finalizer.
+# weakref registers an exit function of its own, which disables all finalizers, when the first finalizer is made. Making one
+# here ensures that it runs after the function below: an engine is closed through its finalizer.
 weakref.finalize(_exiting, bool).atexit = False
 
 
 @atexit.register
 def _close_all() -> None:
-    """The engines must be gone before the process is: what llama.cpp keeps in globals is destroyed under them."""
+    """Engines must be closed before the process exits: llama.cpp's globals are destroyed while they run."""
     _exiting.set()
     for one in list(closing):
         one.close()
 
 
 def park() -> None:
-    """Called where a use after close is to be an error. At exit, a daemon thread stays here.
+    """Called before raising an error for a use after close. At exit, it blocks daemon threads forever.
 
-    Python is about to freeze it anyway; the error would only print a traceback at the end of a program that is in order.
+    Python is about to freeze them anyway; the error would only print a traceback at the end of a correct program.
     """
     if _exiting.is_set() and threading.current_thread().daemon:
         threading.Event().wait()

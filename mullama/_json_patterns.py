@@ -1,4 +1,4 @@
-"""Regular expressions of JSON schemas, in the few words that llama.cpp's converter knows, and for text that JSON can hold."""
+"""Rewrites regular expressions of JSON schemas in the syntax that llama.cpp's converter supports, for JSON-encoded text."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _ITEM = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
 _CLASSES = {"d": "0-9", "w": "0-9A-Z_a-z", "s": " "}
 _QUANTIFIER = re.compile(r"[*+?]|\{\d+(?:,\d*)?\}")
 _MAX_LENGTH = 10_000
-_VALUES = ("enum", "const", "default", "examples")  # what is under these is no schema
-_MAX_GROUPS = 50  # within each other
+_VALUES = ("enum", "const", "default", "examples")  # their values are not schemas
+_MAX_GROUPS = 50  # nested
 _LAST = 0x10FFFF
 
 Ranges = list[tuple[int, int]]
-# What JSON writes with a backslash before it, or what is better not seen.
+# Characters that JSON escapes, and characters to exclude.
 _ESCAPED: Ranges = [(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C), (0x7F, 0x7F), (0xD800, 0xDFFF)]
 
 
 def pattern_for_json(pattern: str) -> str:
-    """An anchored pattern such that a JSON string whose raw content matches it satisfies the given one.
+    """An anchored pattern: a JSON string whose encoded content matches it satisfies the given pattern.
 
     Raises:
-        ValueError: It is no regular expression, or has what a grammar cannot say (look-around, references back, …).
+        ValueError: It is not a regular expression, or a grammar cannot express it (look-around, back-references, …).
     """
     if len(pattern) > _MAX_LENGTH:
         raise ValueError(f"it has more than {_MAX_LENGTH} characters")
@@ -39,7 +39,7 @@ def pattern_for_json(pattern: str) -> str:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as e:
-        raise ValueError(f"{pattern!r:.80} is no regular expression ({e})") from None
+        raise ValueError(f"{pattern!r:.80} is not a regular expression ({e})") from None
     tokens = _TOKEN.findall(pattern)
     starts, ends = tokens[:1] == ["^"], len(tokens) > 1 and tokens[-1] == "$"
     body, depth, repeated = [], 0, True
@@ -47,14 +47,14 @@ def pattern_for_json(pattern: str) -> str:
         if _QUANTIFIER.fullmatch(token):
             if not repeated:
                 body.append(token)
-            elif token != "?":  # which makes the one before lazy: the same strings
-                raise ValueError(f"a grammar cannot say {token!r} behind another repetition")
+            elif token != "?":  # which makes the repetition lazy: it matches the same strings
+                raise ValueError(f"a grammar cannot express {token!r} after another repetition")
             repeated = True
             continue
         repeated = token in ("(", "|") or token.startswith("(?")
         depth += token.startswith("(") - (token == ")")
         if depth > _MAX_GROUPS:
-            raise ValueError(f"it has more than {_MAX_GROUPS} groups in each other")
+            raise ValueError(f"it has more than {_MAX_GROUPS} nested groups")
         body.append(_translated(token))
     text = "".join(body)
     if not (starts and ends):
@@ -72,7 +72,7 @@ def _translated(token: str) -> str:
         if name in "DWS":
             return _set(f"[^\\{name.lower()}]")
         if name.isalnum():
-            raise ValueError(f"a grammar cannot say {token!r}")
+            raise ValueError(f"a grammar cannot express {token!r}")
         return _literal(name)
     if token.startswith("\\"):
         return _literal(chr(_code(token)))
@@ -81,22 +81,22 @@ def _translated(token: str) -> str:
     if token.startswith("(?") and token.endswith(">"):
         return "(?:"
     if token in ("^", "$", "(?"):
-        raise ValueError("a grammar cannot say look-around, flags, or an anchor within a pattern")
+        raise ValueError("a grammar cannot express look-around, flags, or an anchor within a pattern")
     return _literal(token)
 
 
 def _literal(character: str) -> str:
     if character in '"\\':
-        return r"(?:\\" + ('"' if character == '"' else r"\\") + ")"  # as JSON writes it
+        return r"(?:\\" + ('"' if character == '"' else r"\\") + ")"  # as JSON encodes it
     if any(low <= ord(character) <= high for low, high in _ESCAPED):
-        raise ValueError(f"a grammar for JSON has no words for the character {character!r}")
+        raise ValueError(f"a grammar for JSON cannot express the character {character!r}")
     if character in "^$.[](){}|*+?":
-        return f"(?:\\{character})"  # a group, since the converter repeats all of the literal that it ends
+        return f"(?:\\{character})"  # a group, since the converter would repeat the whole preceding literal
     return character if character.isascii() else f"(?:{character})"
 
 
 def _set(token: str) -> str:
-    """A set of characters, without those that JSON would escape."""
+    """A set of characters, without those that JSON escapes."""
     negated = token.startswith("[^")
     ranges = _ranges(token[2 if negated else 1 : -1])
     if negated:
@@ -108,7 +108,7 @@ def _set(token: str) -> str:
         choices = [f"[{''.join(_range(low, high) for low, high in kept)}]"] if kept else []
         choices += [_literal(c) for c in '"\\' if any(low <= ord(c) <= high for low, high in ranges)]
     if not choices:
-        raise ValueError(f"the set {token!r:.80} has no character that JSON can hold as it is")
+        raise ValueError(f"the set {token!r:.80} has no character that JSON can hold unescaped")
     return choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})"
 
 
@@ -138,7 +138,7 @@ def _code(item: str) -> int:
     if item[1] in "tnrfv":
         return ord({"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v"}[item[1]])
     if item[1].isalnum():
-        raise ValueError(f"a grammar cannot say {item!r} in a set of characters")
+        raise ValueError(f"a grammar cannot express {item!r} in a set of characters")
     return ord(item[1])
 
 
@@ -164,14 +164,14 @@ def _range(low: int, high: int) -> str:
 
 
 def with_known_patterns(value: Any) -> Any:
-    """A schema whose patterns the converter knows; what no grammar can say is in the description, for a model to read."""
+    """A schema with patterns that the converter supports; others move to the description, for the model to read."""
     if isinstance(value, list):
         return [with_known_patterns(one) for one in value]
     if not isinstance(value, dict):
         return value
     schema = {k: v if k in _VALUES else with_known_patterns(v) for k, v in value.items()}
     pattern = schema.get("pattern")
-    if isinstance(pattern, str):  # else it is a property of that name
+    if isinstance(pattern, str):  # otherwise it is a property of that name
         try:
             schema["pattern"] = pattern_for_json(pattern)
         except ValueError:

@@ -1,7 +1,7 @@
-"""llama.cpp's log lines on their way into Python's logging, under ``mullama.llama_cpp``.
+"""Passes llama.cpp's log lines to Python's logging, as ``mullama.llama_cpp``.
 
-The lines are kept in C, because they may come from any thread, the engine's included, and must not wait for the GIL.
-They are fetched here wherever Python passes by: after a load, when a context is made or closed, when a stream ends.
+The lines are stored in C, because they may come from any thread, including the engine's, and must not wait for the GIL.
+They are fetched after a load, when a context is made or closed, and when a stream ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERR
 
 
 def fetch() -> str:
-    """Hand on what llama.cpp has logged since the last call; returns the last error among it, or nothing."""
+    """Log what llama.cpp has logged since the last call, and return the last error in it, or an empty string."""
     error = ""
     for level, text in _core.take_log_lines():
         logger.log(_LEVELS.get(level, logging.INFO), "%s", text)

@@ -1,6 +1,6 @@
-"""The file that keeps a context's cached prefixes: written whole or not at all, and checked before any of it is used.
+"""Files of a context's cached prefixes: written atomically, and checked before any of it is used.
 
-A file is a line of JSON (what it is of, and a checksum of the rest) and then the bytes that the engine gave.
+A file is a line of JSON, with what it belongs to and a checksum of the rest, followed by the engine's bytes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _CHUNK = 2**20  # bytes
 
 
 def checked_state_path(path: StrPath) -> Path:
-    if path is None:  # where a model is asked for, that is one
+    if path is None:  # for a model, None is the default one
         raise _checks.refuse_type("path", path, "a str or os.PathLike")
     return checked_path(path)
 
 
 def _identity(engine: Engine) -> dict[str, object]:
-    """What a state belongs to: the model, and all that the layout of the bytes depends on."""
+    """What a state belongs to: the model, and everything that the layout of the bytes depends on."""
     model, params = engine.model, engine.params
     facts = json.dumps([model.metadata(), model._weights], sort_keys=True).encode()
     return {
@@ -46,12 +46,12 @@ def _identity(engine: Engine) -> dict[str, object]:
 
 
 def write_state(path: StrPath, engine: Engine, state: bytes, stop: threading.Event | _core.Stop | None = None) -> None:
-    """Write the file beside its place and move it there, so that a crash or a full disk leaves what was there before.
+    """Write a new file beside the old one and move it into place, so that a crash or a full disk leaves the old one.
 
-    So does `stop`, which is looked at between two megabytes.
+    So does `stop`, which is checked once per megabyte.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     file = checked_state_path(path)
     digest = hashlib.sha256()
@@ -66,7 +66,7 @@ def write_state(path: StrPath, engine: Engine, state: bytes, stop: threading.Eve
     except OSError as e:
         if e.errno is None:  # it was stopped
             raise
-        raise OSError(e.errno, e.strerror, str(file)) from None  # rather than the name of what was to replace it
+        raise OSError(e.errno, e.strerror, str(file)) from None  # with the name of the file, not of the new one
 
 
 def _pieces(file: Path, state: bytes, stop: threading.Event | _core.Stop | None) -> Iterator[memoryview]:
@@ -79,9 +79,9 @@ def _pieces(file: Path, state: bytes, stop: threading.Event | _core.Stop | None)
 
 @contextmanager
 def _replacing(file: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of another at the end of the block, if that ends well.
+    """A new file that replaces another at the end of the block, if that succeeds.
 
-    On Linux it has no name before that: not even a process that is killed leaves anything behind.
+    On Linux it has no name until then, so that even a killed process leaves nothing behind.
     """
     handle, beside = _nameless(file.parent), str(file.parent / f".mullama-{os.urandom(8).hex()}")
     named = handle is None
@@ -109,7 +109,7 @@ def _nameless(folder: Path) -> int | None:
         return None
     try:
         handle = os.open(folder, flag | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    except OSError:  # not every file system can do that; if it is something else, the other way says so
+    except OSError:  # not every file system supports it; any other error will come from the named file
         return None
     if Path(_by_number(handle)).exists():
         return handle
@@ -122,32 +122,32 @@ def _by_number(handle: int) -> str:
 
 
 def read_state(path: StrPath, engine: Engine) -> bytes:
-    """The bytes of a file that was written for this model and a context like this.
+    """The engine's bytes from a file that was written for this model and a compatible context.
 
     Raises:
-        StateError: It is cut off, damaged, none of ours, or of another model, context or build of llama.cpp.
-        OSError: It cannot be read.
+        StateError: The file is truncated, damaged, not written by mullama, or of another model, context or llama.cpp.
+        OSError: The file cannot be read.
     """
     file = checked_state_path(path)
     with os.fdopen(
         os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb"
-    ) as source:  # of a pipe it does not wait
+    ) as source:  # does not wait for a pipe
         kind = os.fstat(source.fileno())
         if stat.S_ISDIR(kind.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
         head = _head(source.readline(4096)) if stat.S_ISREG(kind.st_mode) else None
         if head is None:
-            raise StateError(f"{str(file)!r} is no state that mullama saved", hint="Save one with save_state().")
+            raise StateError(f"{str(file)!r} is not a state saved by mullama", hint="Save one with save_state().")
         for name, value in _identity(engine).items():
             if head.get(name) != value:
                 raise StateError(
                     f"{str(file)!r} was saved for another model, context or build: "
                     f"its {name} is {head.get(name)!r}, not {value!r}",
-                    hint="Compute the prompt again, and save it anew.",
+                    hint="Compute the prompt again and save it.",
                 )
         state = source.read() if kind.st_size - source.tell() == head.get("size") else None
     if state is None or hashlib.sha256(state).hexdigest() != head.get("sha256"):
-        raise StateError(f"{str(file)!r} is cut off or damaged", hint="Compute the prompt again, and save it anew.")
+        raise StateError(f"{str(file)!r} is truncated or damaged", hint="Compute the prompt again and save it.")
     return state
 
 

@@ -1,8 +1,8 @@
 """What `mullama run` does inside the event loop: streams an answer or a text to standard output.
 
-Strategy: Ctrl-C is a cancellation like any other. A task waits for the signal and cancels the scope, so it ends the same way
-under asyncio and trio, and the statistics of what had been generated are still there. Output goes straight to the file
-descriptor and waits for room inside the loop, so a reader that has stopped (`| less`) does not keep Ctrl-C from working.
+Strategy: Ctrl-C is an ordinary cancellation. A task waits for the signal and cancels the scope, so that it works the same under
+asyncio and trio, and statistics of what was generated are still available. Output is written directly to the file descriptor,
+and waits for it to be writable inside the loop, so that Ctrl-C works even if the reader has stopped (`| less`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DIM, _NORMAL = "\x1b[2m", "\x1b[0m"
 
 
 class Output:
-    """Standard output, written at once in the terminal's encoding; only the writing waits, inside the loop."""
+    """Standard output in the terminal's encoding, unbuffered; waits inside the loop until it is writable."""
 
     def __init__(self) -> None:
         if sys.stdout is None:
@@ -44,7 +44,7 @@ class Output:
         self._dim = False
 
     async def write(self, text: str) -> None:
-        """Writes it all. If cancelled, a part of it may have been written."""
+        """Write the text. Cancelled, part of it may have been written."""
         if self._dim:
             text = text.lstrip("\n")
             if not text:
@@ -54,13 +54,13 @@ class Output:
         await self._write(text)
 
     async def write_thoughts(self, text: str) -> None:
-        """Writes it all, dimmed, to a terminal, and nothing elsewhere. Cancelled, as `write`."""
+        """Write the text dimmed if this is a terminal, else nothing. Cancelled, as `write`."""
         if text and self._is_terminal:
             prefix, self._dim = "" if self._dim else _DIM, True
             await self._write(prefix + text)
 
     def end_line(self) -> None:
-        """A newline, if the last line has none; left out if it would have to wait."""
+        """Write a newline if the last line has none, unless it would have to wait."""
         end = (_NORMAL if self._dim else "") + ("\n" if self._in_line else "")
         if end and self._poll.poll(0):
             self._put(self._encode(end))
@@ -76,7 +76,7 @@ class Output:
 
     def _put(self, data: bytes) -> int:
         try:
-            return os.write(self._fd, data[: select.PIPE_BUF])  # as much as a pipe that has room takes at once
+            return os.write(self._fd, data[: select.PIPE_BUF])  # a writable pipe accepts this much at once
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -85,7 +85,7 @@ class Output:
 
 @dataclass
 class Job:
-    """One `mullama run`: what to do, and what has come of it so far."""
+    """One `mullama run`: what to do, and its state."""
 
     model: str | None
     n_gpu_layers: int
@@ -101,7 +101,7 @@ class Job:
 
 
 async def generate(job: Job) -> None:
-    """Does the job. SIGINT cancels it."""
+    """Do the job. SIGINT cancels it."""
     async with anyio.create_task_group() as tasks:
         await tasks.start(_cancel_on_interrupt, job, tasks.cancel_scope)
         await _write_answer(job)
@@ -114,14 +114,14 @@ async def _cancel_on_interrupt(job: Job, scope: anyio.CancelScope, *, task_statu
         async for _ in signals:
             job.interrupted = True
             scope.cancel()
-            return  # and with it the receiver: a second Ctrl-C does what Python does by itself
+            return  # which restores the signal: a second Ctrl-C has Python's default effect
 
 
 async def _write_answer(job: Job) -> None:
     async with await AsyncModel.load(job.model, n_gpu_layers=job.n_gpu_layers, context=job.context) as model:
         is_chat = not job.raw and model.model.chat_template is not None
         if job.system is not None and not is_chat:
-            reason = "it belongs to a chat, and the model has no chat template."
+            reason = "it needs a chat, and the model has no chat template."
             raise click.BadParameter(reason, click.get_current_context(), param_hint="'--system'")
         if job.echo:
             await job.output.write(f"{job.prompt}\n" if is_chat else job.prompt)
@@ -139,7 +139,7 @@ async def _write_answer(job: Job) -> None:
 
 
 def nothing_generated(stream: TokenStream | ChatStream) -> str | None:
-    """Why a stream that was read to its end has no text; None where it has some."""
+    """Why a stream that was read to its end has no text; None if it has text."""
     end = stream.completion()
     message = stream.chat_completion().message if isinstance(stream, ChatStream) else None
     if end.text if message is None else message.content:
@@ -152,7 +152,7 @@ def nothing_generated(stream: TokenStream | ChatStream) -> str | None:
         reason = f"it ended after {n_tokens} {'token' if n_tokens == 1 else 'tokens'}; give a larger {option}"
     else:
         reason = "the model ended the text"
-    what = "only thoughts were" if message is not None and message.reasoning_content else "nothing was"
+    what = "only reasoning was" if message is not None and message.reasoning_content else "nothing was"
     return f"{what} generated: {reason}"
 
 

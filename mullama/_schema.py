@@ -1,8 +1,8 @@
-"""JSON schemas on their way to llama.cpp's converter: checked, put into the words that it knows, and its grammar mended.
+"""JSON schemas for llama.cpp's converter: checked, rewritten with the keywords it supports, and its grammar corrected.
 
-The converter follows references without end, overflows the stack on deep nesting and long names, ignores what it has no
-words for, and lets strings through that are no JSON. So a schema is read here first. What it says and GBNF cannot say
-(bounds of numbers that are no integers, `multipleOf`, `uniqueItems`, `not`, `if` …) is left to whoever reads the answer.
+The converter follows circular references forever, overflows the stack on deep nesting and long names, ignores keywords that it
+does not support, and lets strings through that are not JSON. So a schema is read here first. What GBNF cannot express (bounds
+of non-integers, `multipleOf`, `uniqueItems`, `not`, `if` …) is left for the application to validate.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["fixed_grammar", "json_schema", "plain_schema", "tool_schema"]
 
 _Schema = dict[str, Any]
 
-_MAX_NESTED = 100  # references count too
+_MAX_NESTED = 100  # including references
 _MAX_NODES = 10_000
-_MAX_OPTIONAL = 200  # properties of one object; the converter's work grows with their third power
+_MAX_OPTIONAL = 200  # properties of one object; the converter's work is cubic in their number
 _MAX_NAME_LENGTH = 256
-_MAX_PATHS = 2_000_000  # characters of the names that it gives to rules, in all
-_DIGITS = 10**16  # integers are written with at most 16
+_MAX_PATHS = 2_000_000  # characters of the rule names that it makes, in total
+_DIGITS = 10**16  # integers have at most 16 digits
 _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 _LISTS = ("oneOf", "anyOf", "allOf")
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -42,7 +42,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 class _BadSchemaError(ValueError):
-    """What is wrong with it, in words."""
+    """What is wrong with a schema."""
 
 
 def json_schema(name: str, value: object) -> str | None:
@@ -67,27 +67,27 @@ def json_schema(name: str, value: object) -> str | None:
     except (ValueError, TypeError, OverflowError) as e:
         if isinstance(e, InvalidParameter):
             raise
-        raise refuse(name, value, f"a JSON schema that can be followed ({e})") from None
+        raise refuse(name, value, f"a supported JSON schema ({e})") from None
     return text
 
 
 def plain_schema(text: str) -> str:
-    """A schema in the words that llama.cpp's converter knows.
+    """A schema rewritten with keywords that llama.cpp's converter supports.
 
     Raises:
-        ValueError: There is something in it that a grammar cannot say, or that no value satisfies.
+        ValueError: A grammar cannot express it, or no value satisfies it.
     """
     return json.dumps(_Reader(json.loads(text)).plain())
 
 
 def tool_schema(name: str, schema: Mapping[str, Any]) -> _Schema:
-    """The schema of a tool's parameters, which the model sees as it is, with no more changed than the converter needs.
+    """The schema of a tool's parameters, which the model sees, changed only where the converter needs it.
 
-    It knows few patterns, and accepts any string where it does not know one: they are put into its words. What no grammar
-    can say goes into the description, for the model to read.
+    The converter supports few patterns, and accepts any string for others, so patterns are rewritten. What a grammar cannot
+    express goes into the description, for the model to read.
 
     Raises:
-        InvalidParameter: It is nested too deeply, too large, or refers to itself without end.
+        InvalidParameter: It is nested too deeply, too large, or a circular reference.
     """
     try:
         plain: _Schema = json.loads(json.dumps(schema, default=_mapping))
@@ -97,13 +97,13 @@ def tool_schema(name: str, schema: Mapping[str, Any]) -> _Schema:
     except RecursionError:
         raise refuse(name, schema, f"a JSON schema nested at most {_MAX_NESTED} deep") from None
     except (ValueError, TypeError) as e:
-        raise refuse(name, schema, f"a JSON schema that can be followed ({e})") from None
+        raise refuse(name, schema, f"a supported JSON schema ({e})") from None
 
 
 def fixed_grammar(grammar: str) -> str:
-    """What the converter made of a plain schema, with nothing in its strings that is no JSON.
+    """The converter's grammar of a plain schema, corrected so that all strings are valid JSON.
 
-    That is half of a surrogate pair, and in a set of characters whatever JSON must escape.
+    It excludes lone surrogates, and from sets of characters those that JSON must escape.
     """
     return _LITERAL_OR_SET.sub(_fixed_set, grammar.replace(*_ESCAPE))
 
@@ -124,22 +124,22 @@ def _model_schema(name: str, model: Any) -> object:
     try:
         return model.model_json_schema()
     except Exception as e:
-        raise refuse(name, model, f"a model that has a JSON schema ({e})") from e
+        raise refuse(name, model, f"a model with a JSON schema ({e})") from e
 
 
 def _mapping(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} is nothing that JSON can say")
+    raise TypeError(f"{type(value).__name__} is not a JSON type")
 
 
 class _Reader:
-    """Walks a schema as the converter does, and makes a plainer one."""
+    """Walks a schema as the converter does, and makes a plain one."""
 
     def __init__(self, root: _Schema) -> None:
         self.root = root
         self.n_nodes = self.n_characters = 0
-        self.names: dict[str, str] = {}  # of the definitions that references lead to
+        self.names: dict[str, str] = {}  # of the definitions that are referred to
         self.definitions: _Schema = {}
         self.expanding: list[str] = []  # references within allOf, which the converter follows each time
 
@@ -151,7 +151,7 @@ class _Reader:
         if schema is True:
             return {}
         if not isinstance(schema, dict):
-            raise _BadSchemaError(f"at {path or '#'} there is no schema that a value can satisfy")
+            raise _BadSchemaError(f"no value satisfies the schema at {path or '#'}")
         self.n_nodes += 1
         self.n_characters += len(path)
         if depth > _MAX_NESTED or self.n_nodes > _MAX_NODES or self.n_characters > _MAX_PATHS:
@@ -182,18 +182,18 @@ class _Reader:
         """The reference in the plain schema."""
         target = self.end_of(reference)[1]
         if reference not in self.names:
-            self.names[reference] = name = f"definition-{len(self.names)}-by-mullama"  # as no property is called
+            self.names[reference] = name = f"definition-{len(self.names)}-by-mullama"  # unlike any property
             self.definitions[name] = None  # so that a cycle ends here
             self.definitions[name] = self.node(target, f"#/$defs/{name}", depth + 1)
         return f"#/$defs/{self.names[reference]}"
 
     def end_of(self, reference: Any) -> tuple[str, Any]:
-        """Where a reference to a reference to … leads."""
+        """The target of a reference, through any further references."""
         target, seen = self.resolve(reference), {reference}
         while isinstance(target, dict) and "$ref" in target:
             reference = target["$ref"]
             if reference in seen:
-                raise _BadSchemaError(f"the $ref {reference} leads to itself")
+                raise _BadSchemaError(f"the $ref {reference} is circular")
             target = self.resolve(reference)
             seen.add(reference)
         return reference, target
@@ -202,16 +202,14 @@ class _Reader:
         if reference == "#":
             return self.root
         if not isinstance(reference, str) or not reference.startswith("#/"):
-            raise _BadSchemaError(
-                f"the $ref {reference!r:.80} does not lead to a place in the schema, as #/$defs/name does"
-            )
+            raise _BadSchemaError(f"the $ref {reference!r:.80} must be a path in the schema, such as #/$defs/name")
         target: Any = self.root
         for step in reference[2:].split("/"):
             step = unquote(step).replace("~1", "/").replace("~0", "~")
             try:
                 target = target[int(step) if isinstance(target, list) else step]
             except (LookupError, ValueError, TypeError):
-                raise _BadSchemaError(f"the $ref {reference:.80} leads nowhere") from None
+                raise _BadSchemaError(f"the $ref {reference:.80} does not exist") from None
         return target
 
     @staticmethod
@@ -224,14 +222,14 @@ class _Reader:
         return schema
 
     def expand(self, components: list[Any], path: str, depth: int) -> None:
-        """The converter makes one object, or one choice, of all that it finds in allOf, and ignores other things."""
+        """The converter merges allOf into one object or one enum, and ignores anything else in it."""
         for reference, component in self.components(components, depth):
             if not self.can_join(component):
                 raise _BadSchemaError(f"allOf at {path or '#'} can only join objects with properties, or enums")
             if reference is None:
                 continue
             if reference in self.expanding:
-                raise _BadSchemaError(f"the $ref {reference} leads through allOf to itself")
+                raise _BadSchemaError(f"the $ref {reference} is circular through allOf")
             self.expanding.append(reference)
             self.node(component, path, depth + 1)
             self.expanding.pop()
@@ -249,7 +247,7 @@ class _Reader:
             else:
                 yield None, one
 
-    # ---- what a value must be like
+    # ---- kinds of values
 
     def object(self, schema: _Schema, path: str, depth: int) -> None:
         properties, more = schema.get("properties", {}), schema.get("additionalProperties")
@@ -260,18 +258,18 @@ class _Reader:
             raise _BadSchemaError(f"required at {path or '#'} must be a list of names")
         missing = [name for name in required if name not in properties]
         if missing and more is False:
-            raise _BadSchemaError(f"{missing[0]!r:.80} at {path or '#'} is required and not allowed")
+            raise _BadSchemaError(f"{missing[0]!r:.80} at {path or '#'} is required but not allowed")
         if missing:
             properties = properties | {name: more if isinstance(more, dict) else {} for name in missing}
         for name in properties:
             if name in ("", "*"):
-                raise _BadSchemaError(f"the converter takes the property {name!r} for something else")
+                raise _BadSchemaError(f"llama.cpp's converter reserves the property name {name!r}")
             if len(name) > _MAX_NAME_LENGTH:
                 raise _BadSchemaError(
                     f"the name of the property {name[:40]!r}… has more than {_MAX_NAME_LENGTH} characters"
                 )
             if (more is True or isinstance(more, dict)) and re.search(r'["\\\]^\x00-\x1f\x7f]', name):
-                raise _BadSchemaError(f"the property {name!r} cannot be told from additional ones")
+                raise _BadSchemaError(f"the property {name!r} cannot be distinguished from additional properties")
         if len(properties) - len(set(required) & properties.keys()) > _MAX_OPTIONAL:
             raise _BadSchemaError(f"an object has more than {_MAX_OPTIONAL} properties that are not required")
         if properties:
@@ -283,7 +281,7 @@ class _Reader:
 
     @staticmethod
     def tuple(schema: _Schema, path: str) -> None:
-        """The converter takes `items` where there are both, and makes a list of schemas an array of just that length."""
+        """The converter prefers `items` to `prefixItems`, and a list of schemas becomes an array of exactly that length."""
         if isinstance(schema.get("prefixItems"), list):
             schema.pop("items", None)
         for key in ("items", "prefixItems"):
@@ -291,9 +289,7 @@ class _Reader:
             if isinstance(items, list):
                 least, most = schema.get("minItems", 0), schema.get("maxItems", len(items))
                 if _number(least) and least > len(items):
-                    raise _BadSchemaError(
-                        f"minItems at {path or '#'} is more than the {len(items)} items that it lists"
-                    )
+                    raise _BadSchemaError(f"minItems at {path or '#'} is more than its {len(items)} items")
                 schema[key] = items[: max(0, most)] if isinstance(most, int) else items
 
     def scalar(self, schema: _Schema, path: str) -> _Schema:
@@ -302,7 +298,7 @@ class _Reader:
         if isinstance(schema.get("enum"), list) and all(kind in _TYPES for kind in kinds):
             schema["enum"] = [value for value in schema["enum"] if any(_is_a(kind, value) for kind in kinds)]
             if not schema["enum"]:
-                raise _BadSchemaError(f"the enum at {path or '#'} has no value of the type")
+                raise _BadSchemaError(f"the enum at {path or '#'} has no value of its type")
         if "integer" in kinds:
             self.bounds(schema, path)
         for low, high in (("minLength", "maxLength"), ("minItems", "maxItems")):
@@ -319,7 +315,7 @@ class _Reader:
 
     @staticmethod
     def bounds(schema: _Schema, path: str) -> None:
-        """The converter takes one bound of each side, and 64 bits of it."""
+        """The converter supports one bound on each side, of 64 bits."""
         given = {key: schema.pop(key) for key in _BOUNDS if key in schema}
         for key, value in given.items():
             if not _number(value):
@@ -339,13 +335,13 @@ class _Reader:
 
 
 class _Outline(_Reader):
-    """Walks a schema only to see that the converter comes to an end with it."""
+    """Walks a schema only to check that the converter terminates on it."""
 
     def resolve(self, reference: Any) -> Any:
         try:
             return super().resolve(reference)
         except _BadSchemaError:
-            return {}  # the converter says so itself
+            return {}  # the converter reports it
 
     @staticmethod
     def without_lone_all_of(schema: _Schema) -> _Schema:

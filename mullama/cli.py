@@ -1,8 +1,8 @@
-"""The `mullama` command: its options, what it says of wrong usage and of failures, and its exit status.
+"""The `mullama` command: its options, its messages for wrong usage and failures, and its exit status.
 
-Strategy: `_run.py` and `_bench.py` do the work inside the event loop and let every failure pass; `_explain` turns what comes
-out into a line and an exit status. The command speaks of its options, never of the Python parameters behind them: values out
-of range are refused by click, before anything is loaded.
+Strategy: `_run.py` and `_bench.py` do the work inside the event loop and let every failure propagate; `_explain` turns it into
+a line and an exit status. Messages name the command's options, never the Python parameters behind them: click rejects values
+out of range, before anything is loaded.
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of the output went away.
 """
@@ -28,16 +28,16 @@ _FAILED, _INTERRUPTED, _READER_GONE = 1, 128 + signal.SIGINT, 128 + 13
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The entry point: runs the command and returns its exit status."""
+    """The entry point: run the command and return its exit status."""
     try:
         status = _cli.main(args, prog_name="mullama", standalone_mode=False)
-    except BaseException as error:  # noqa: BLE001  what is not explained is raised again
+    except BaseException as error:  # noqa: BLE001  _explain raises others again
         return _explain(error)
     return status if isinstance(status, int) else 0
 
 
 def _explain(error: BaseException) -> int:
-    """The exit status for a failure, after a line about it on standard error if there is something to say."""
+    """The exit status of a failure, after a line about it on standard error where that helps."""
     leaves = list(_leaves(error))
     for leaf in leaves:
         if isinstance(leaf, (KeyboardInterrupt, click.Abort)):
@@ -59,7 +59,7 @@ def _explain(error: BaseException) -> int:
 
 
 def _in_our_words(error: MullamaError) -> str:
-    """What the library says, with a remedy that can be had on the command line."""
+    """The library's message, with a remedy for the command line."""
     remedy: str | None
     if error.code == "STREAM_TIMEOUT":
         return "timed out: it took longer than --timeout-ms"
@@ -70,16 +70,16 @@ def _in_our_words(error: MullamaError) -> str:
     elif isinstance(error, ModelLoadError):
         remedy = error.hint  # it is about the file
     elif isinstance(error, ContextError) and "memory" in str(error):
-        remedy = "Ask for a smaller context."
+        remedy = "Use a smaller context."
     elif isinstance(error, ChatError):
-        remedy = "--raw does without the model's chat template."
+        remedy = "--raw does not use the chat template."
     else:
         remedy = None
     return f"{error.message}. {remedy}" if remedy else error.message
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors in a group of groups, as nurseries raise them; by attribute, for 3.10 has no such class."""
+    """The errors in nested exception groups, as nurseries raise them; by attribute, since 3.10 has no such class."""
     inner = getattr(error, "exceptions", None)
     if inner is None:
         yield error
@@ -94,13 +94,13 @@ def _complain(message: str) -> None:
 
 
 def _discard_output() -> None:
-    """Python flushes standard output as it exits; what did not go out by now would only fail once more."""
+    """Python flushes standard output as it exits; what is left would only fail again."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _checked_text(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Texts that a model can be given."""
+    """Rejects texts that a model cannot be given."""
     for text in value if isinstance(value, tuple) else (value,):
         if text == "":
             raise click.BadParameter("it is empty.", ctx, param)
@@ -120,7 +120,7 @@ def _read_prompt() -> str:
         raise click.UsageError(f"standard input cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise click.UsageError(f"standard input is not UTF-8 text: {error.reason} at byte {error.start}.") from None
-    text = text.removesuffix("\n").removesuffix("\r")  # what `echo` adds belongs to no prompt
+    text = text.removesuffix("\n").removesuffix("\r")  # what `echo` adds is not part of the prompt
     if not text:
         raise click.UsageError("there is no prompt: standard input is empty.")
     return text
@@ -136,12 +136,12 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 def _checked_max_tokens(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
     if value == 0:
-        raise click.BadParameter("0 is not in the range x>=1, nor is it -1.", ctx, param)
+        raise click.BadParameter("0 is neither in the range x>=1 nor -1.", ctx, param)
     return value
 
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-# Where an option is called otherwise than the field that it sets.
+# Options whose names differ from the fields that they set.
 _FIELDS = {"stop": "stop_sequences", "ctx": "n_ctx", "threads": "n_threads"}
 _OPTIONS = {field: option for option, field in _FIELDS.items()}
 
@@ -152,7 +152,7 @@ def _given(**values: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _usage_errors(ctx: click.Context) -> Iterator[None]:
-    """What no range says (NaN, beyond 32 bits, too many stop texts) the configurations refuse; it is said of the option."""
+    """Reports what only the configurations check (NaN, beyond 32 bits, too many stop texts) as errors of the option."""
     try:
         yield
     except InvalidParameter as error:
@@ -175,7 +175,7 @@ def _cli() -> None:
     """Stream text from a language model, with llama.cpp inside."""
 
 
-# What both commands ask for.
+# Options of both commands.
 _MODEL = click.option(
     "-m", "--model", metavar="FILE", help="A GGUF file.  [default: the model that comes with mullama]"
 )
@@ -205,12 +205,12 @@ _GPU_LAYERS = click.option(
 @click.argument("prompt", required=False, callback=_checked_text)
 @_MODEL
 @_BACKEND
-@click.option("--raw", is_flag=True, help="Go on with the text of PROMPT instead of answering it.")
+@click.option("--raw", is_flag=True, help="Continue the text of PROMPT instead of answering it.")
 @click.option(
     "--system",
     callback=_checked_text,
     metavar="TEXT",
-    help="Tell the model in a chat what to be or do.  [default: none]",
+    help="The system message of the chat.  [default: none]",
 )
 @click.option(
     "-n",
@@ -231,13 +231,13 @@ _GPU_LAYERS = click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="P",
-    help="Keep the likeliest up to P in all.  [default: 0.95]",
+    help="Keep the likeliest tokens up to a total probability of P.  [default: 0.95]",
 )
 @click.option(
     "--min-p",
     type=click.FloatRange(0, 1),
     metavar="P",
-    help="Keep those with P of the likeliest's.  [default: 0]",
+    help="Keep tokens with P times the likeliest one's probability.  [default: 0]",
 )
 @click.option(
     "--repeat-penalty",
@@ -249,9 +249,9 @@ _GPU_LAYERS = click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 2),
     metavar="S",
-    help="For the same text again.  [default: a new one each time]",
+    help="Random seed, to get the same text again.  [default: a new one each time]",
 )
-@click.option("--ignore-eos", is_flag=True, help="Write on where the model would end.")
+@click.option("--ignore-eos", is_flag=True, help="Continue where the model would end.")
 @click.option(
     "--stop",
     callback=_checked_text,
@@ -264,11 +264,11 @@ _GPU_LAYERS = click.option(
     type=click.IntRange(min=0),
     default=0,
     metavar="MS",
-    help="Give up after so long, 0 for never.  [default: 0]",
+    help="Time limit in milliseconds, 0 for none.  [default: 0]",
 )
 @click.option(
     "--ctx",
-    type=click.IntRange(min=2),  # a token of prompt, and one of text
+    type=click.IntRange(min=2),  # one token of prompt and one of text
     metavar="N",
     help="Context length in tokens.  [default: the model's, up to 4096]",
 )
@@ -297,14 +297,14 @@ def run(
 ) -> int:
     """Answer PROMPT, or the text on standard input, and stream the answer.
 
-    A model without a chat template goes on with the text instead.
+    A model without a chat template continues the text instead.
     """
     import anyio
 
     from . import _run
 
     if raw and system is not None:
-        raise click.UsageError("--raw and --system exclude each other: without a chat there is no system message.")
+        raise click.UsageError("--raw and --system cannot be combined: without a chat there is no system message.")
     with _usage_errors(click_context):
         params = SamplerParams(**_given(**sampling))
         context = ContextParams(n_seq_max=1, **_given(ctx=ctx, threads=threads))
@@ -318,7 +318,7 @@ def run(
         if job.stream is not None and not job.interrupted:
             note = _run.nothing_generated(job.stream)
     finally:
-        with contextlib.suppress(OSError):  # if the output fails, writing has said so
+        with contextlib.suppress(OSError):  # if the output fails, writing has reported it
             job.output.end_line()
         if note is not None:
             _complain(note)
@@ -335,7 +335,7 @@ def run(
     default=8,
     show_default=True,
     metavar="N",
-    help="Measure 1, 2, 4 … up to N streams at once.",
+    help="Measure 1, 2, 4 … up to N parallel streams.",
 )
 @click.option(
     "--prompt",
@@ -343,7 +343,7 @@ def run(
     default=128,
     show_default=True,
     metavar="N",
-    help="Tokens of prompt of each.",
+    help="Prompt tokens of each stream.",
 )
 @click.option(
     "-n",
@@ -353,7 +353,7 @@ def run(
     default=128,
     show_default=True,
     metavar="N",
-    help="Tokens that each generates.",
+    help="Tokens that each stream generates.",
 )
 @click.option(
     "--repeat",
@@ -361,7 +361,7 @@ def run(
     default=3,
     show_default=True,
     metavar="N",
-    help="Runs, of which the median counts.",
+    help="Number of runs; the median is reported.",
 )
 @_THREADS
 @_GPU_LAYERS
@@ -371,7 +371,7 @@ def run(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def bench(model: str | None, backend: str, upstream: str | None, as_json: bool, **load: Any) -> None:
-    """Measure prompt and generation speed at 1 … N streams, in turn with upstream's llama-batched-bench."""
+    """Measure prompt and generation speed with 1 to N streams, alternating with upstream's llama-batched-bench."""
     import anyio
 
     from . import _bench

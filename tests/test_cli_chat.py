@@ -82,7 +82,7 @@ def test_a_model_without_a_template_goes_on_with_the_text(tmp_path: pathlib.Path
     options = ("-n", "20", "--seed", "1", PROMPT)
     assert succeeds("run", "-m", path, *options) == succeeds("run", "--raw", *options)
     line = fails(2, "run", "-m", path, "--system", "Answer in one word.", *QUESTION)
-    assert line == "Error: Invalid value for '--system': it belongs to a chat, and the model has no chat template."
+    assert line == "Error: Invalid value for '--system': it needs a chat, and the model has no chat template."
 
 
 @both
@@ -90,7 +90,7 @@ def test_thoughts_are_left_out_of_a_pipe(backend: str, tmp_path: pathlib.Path) -
     options = ("run", "-m", other_model(tmp_path, "--chat-template", THINKING), "--backend", backend, *QUESTION)
     done = run(*options)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "mullama: only thoughts were generated: the model ended the text\n"
+    assert done.stderr == "mullama: only reasoning was generated: the model ended the text\n"
     assert "it ended after 3 tokens; give a larger --max-tokens" in run(*options, "-n", "3").stderr
 
 

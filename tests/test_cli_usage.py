@@ -135,7 +135,7 @@ def test_a_prompt_longer_than_the_context(backend: str, mode: list[str]) -> None
 
 def test_a_context_too_large_for_the_memory() -> None:
     line = fails(1, "run", "--ctx", "2147483647", PROMPT)
-    assert line.endswith("Ask for a smaller context.")
+    assert line.endswith("Use a smaller context.")
     assert "n_ctx" not in line
 
 
