@@ -63,6 +63,7 @@ WHOLE: Bounds = {
     (ContextParams, "n_batch"): ([512, LOOK_BACK], [0, -1, LOOK_BACK + 1]),
     (ContextParams, "n_ubatch"): ([1, 2048], [0, -1, 2049, LOOK_BACK + 1]),
     (ContextParams, "n_seq_max"): ([1, 256], [0, -1, 257]),
+    (ContextParams, "max_queue"): ([0, 1, 1024], [-1]),
     (ContextParams, "n_threads"): ([None, 1, 512], [0, -1, 513]),
     (ContextParams, "n_threads_batch"): ([None, 1, 512], [0, -1, 513]),
     (ContextParams, "n_cells"): ([None, 1, INT_MAX], [0, -1, INT_MAX + 1]),
@@ -156,7 +157,7 @@ def test_not_a_number(cls: type, name: str, value: Any) -> None:
 
 @fields_of(NUMBERS)
 def test_none_only_where_it_means_something(cls: type, name: str) -> None:
-    if name in ("seed", "max_tokens", "n_ctx", "n_cells", "n_threads", "n_threads_batch"):
+    if name in ("seed", "max_tokens", "timeout_ms", "n_ctx", "n_cells", "n_threads", "n_threads_batch"):
         assert getattr(cls(**{name: None}), name) is None
     else:
         refused(cls, name, None, InvalidParameterType)
