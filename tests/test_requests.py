@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENDLESS, wait_until
+from conftest import ENDLESS, serving, wait_until
 
-from mullama import ClosedError, Context, Model, QueueFullError, SamplerParams
+from mullama import ClosedError, Context, Model, QueueFullError, SamplerParams, StreamConfig
 from mullama._core import Chat, Engine, GrammarError, Notifier, Pending, Request, Stopped, Stream, Templates, clock_us
 
 CANCELLED, TIMEOUT, ERROR = 3, 4, 5
@@ -336,3 +336,23 @@ def test_no_queue_at_all(model: Model) -> None:
             with pytest.raises(QueueFullError):
                 context.generate_many("Once", 2, 3, params)
         assert len(context.generate_many("Once", 5, 3, params)) == 5
+
+
+@pytest.mark.anyio
+async def test_awaited_no_queue_at_all(model: Model) -> None:
+    """The error comes with the call, not when the stream is read; and what was refused has taken no place."""
+    config = StreamConfig(max_tokens=100, params=ENDLESS, timeout_ms=0)
+    async with serving(model, n_ctx=256, n_seq_max=2, max_queue=0) as context:
+        async with context.generate_stream("Once", config=config) as first:
+            second = context.generate_stream("Once", config=config)
+            for _ in range(3):
+                with pytest.raises(QueueFullError):
+                    context.generate_stream("Once", config=config)
+                with pytest.raises(QueueFullError):
+                    await context.chat([{"role": "user", "content": "Hello"}])
+            assert context.statistics().queued == 0
+            await second.aclose()
+            completions = await context.generate_many("Once", 5, 3, ENDLESS)  # one after the other
+            assert [len(completion.tokens) for completion in completions] == [3] * 5
+            assert len(await first.collect()) == 100
+        assert len(await context.generate_many("Once", 5, 3, ENDLESS)) == 5

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <system_error>
 #include <utility>
 
 #if defined(__linux__)
@@ -26,10 +27,24 @@ void Choosers::add(std::shared_ptr<Choosing> one) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (waiting_.size() >= n_idle_ && threads_.size() < n_max_) {
         const SignalsForOthers signals;
-        threads_.emplace_back([this] { serve(); });
+        try {
+            threads_.emplace_back([this] { serve(); });
+        } catch (const std::system_error &) {  // the machine gives no more
+            if (threads_.empty()) throw;
+        }
     }
     waiting_.push_back(std::move(one));
     added_.notify_one();
+}
+
+void Choosers::throw_away(std::unique_ptr<Sampler> sampler) {
+    try {
+        auto one = std::make_shared<Choosing>();
+        one->sampler = std::move(sampler);
+        one->stop.store(true);
+        add(std::move(one));
+    } catch (const std::exception &) {  // then it is done here
+    }
 }
 
 std::vector<std::shared_ptr<Choosing>> Choosers::take_done() {

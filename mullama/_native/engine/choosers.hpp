@@ -37,6 +37,7 @@ class Choosers {
     Choosers(size_t n_max, std::function<void()> on_done) : n_max_(n_max), on_done_(std::move(on_done)) {}
     ~Choosers();
     void add(std::shared_ptr<Choosing> one);
+    void throw_away(std::unique_ptr<Sampler> sampler);  // beside the engine's thread
     std::vector<std::shared_ptr<Choosing>> take_done();
 
   private:

@@ -264,6 +264,7 @@ void Engine::finish(Slot & slot, Finish finish, Fault fault, const std::string &
     std::string rest;
     if (slot.text) slot.text->finish(rest);
     if (!slot.ended_early) endings_.push_back({std::move(slot.stream), finish, fault, message, stop, rest});
+    if (slot.sampler && slot.sampler->heavy()) choosers_->throw_away(std::move(slot.sampler));
     slots_->release(slot);
 }
 

@@ -124,6 +124,7 @@ bool Sampler::followed(double & seconds, const StopSignal & stop, Work && work) 
     limit.end();
     const double used = limit.used();
     cost = done ? used : std::max(used, cost);
+    heavy_ = heavy_ || used >= to_choose_in_step;
     seconds -= used;
     spent_ += used;
     if (spent_ > to_follow + to_follow_each * double(n_chosen_)) throw TooLong(too_much_in_all);

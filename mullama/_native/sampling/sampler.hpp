@@ -47,6 +47,7 @@ class Sampler {
     bool choose(float * logits, uint32_t n_top, const std::vector<int32_t> & banned, double seconds, const StopSignal & stop,
                 Choice & choice);
     bool constrained() const { return constraint_->exists(); }
+    bool heavy() const { return heavy_; }  // it took longer than a step may wait, and throwing it away may, too
 
   private:
     enum Phase { fresh, check, mask, read };
@@ -68,6 +69,7 @@ class Sampler {
     // of the grammar's work, in seconds
     double costs_[4] = {};       // of each phase, when it was last done
     double spent_ = 0;
+    bool heavy_ = false;
     int64_t n_chosen_ = 0;
 };
 
