@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from ._chat import ChatOptions, ChatRequest, Message
@@ -40,6 +40,7 @@ P = ParamSpec("P")
 S = TypeVar("S")
 A = TypeVar("A")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 Answer = bool | StreamControl | None
@@ -58,7 +59,7 @@ def text_request(
     config: StreamConfig | None = None,
     **options: Unpack[StreamOptions],
 ) -> TextRequest:
-    return TextRequest(prompt, stream_config(max_tokens, params, config, options))
+    return TextRequest(_taken(prompt), stream_config(max_tokens, params, config, options))
 
 
 def several_requests(
@@ -70,7 +71,7 @@ def several_requests(
     config: StreamConfig | None = None,
     **options: Unpack[StreamOptions],
 ) -> tuple[TextRequest, int]:
-    return TextRequest(prompt, stream_config(max_tokens, params, config, options)), n
+    return TextRequest(_taken(prompt), stream_config(max_tokens, params, config, options)), n
 
 
 def callback_request(
@@ -88,7 +89,7 @@ def callback_request(
         callback, max_tokens = max_tokens, UNSET
     if not callable(callback):
         raise refuse_type("callback", callback, "a function of one token")
-    return TextRequest(prompt, stream_config(max_tokens, params, config, options)), callback
+    return TextRequest(_taken(prompt), stream_config(max_tokens, params, config, options)), callback
 
 
 def chat_request(
@@ -102,7 +103,14 @@ def chat_request(
     known = ChatOptions.__annotations__
     chat: Any = {name: value for name, value in options.items() if name in known}
     rest = {name: value for name, value in options.items() if name not in known}
-    return ChatRequest(messages, chat, stream_config(max_tokens, params, config, rest, known=known))
+    return ChatRequest(_taken(messages), chat, stream_config(max_tokens, params, config, rest, known=known))
+
+
+def _taken(items: T) -> T:
+    """What a user may change or exhaust after the call, as a list of our own; text, and what is no iterable, as it is."""
+    if isinstance(items, (str, bytes, bytearray, Mapping)) or not isinstance(items, Iterable):
+        return items
+    return cast("T", [*items])
 
 
 def arguments(of: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:

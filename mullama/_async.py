@@ -90,12 +90,12 @@ class AsyncContext(BaseContext):
         A text is tokenised on the event loop's thread, at about 10 MB/s; for more than a few hundred kilobytes call
         `Model.tokenize` in a worker thread, and pass the ids.
         """
-        return TokenStream(self._shared.generation(request))
+        return TokenStream(self._shared.generation(request, apart=True))
 
     @arguments(text_request)
     async def generate(self, request: TextRequest) -> Completion:
         """As `Context.generate`. Cancelled, it has stopped generating when it returns."""
-        async with TokenStream(self._shared.generation(request, whole=True)) as stream:
+        async with TokenStream(self._shared.generation(request, whole=True, apart=True)) as stream:
             async for _ in stream:
                 pass
         return stream.completion()
@@ -103,11 +103,15 @@ class AsyncContext(BaseContext):
     @arguments(several_requests)
     async def generate_many(self, several: tuple[TextRequest, int]) -> list[Completion]:
         """As `Context.generate_many`. Cancelled, all of them have stopped generating when it returns."""
-        requests = self._shared.several(*several)
+        engine, requests = self._shared.engine, self._shared.several(*several)
+
+        def start(request: TextRequest) -> TokenStream:
+            return TokenStream(Generation(engine, request, apart=True))
+
         streams: deque[TokenStream] = deque()
         completions = []
         try:
-            while requests.begin(streams, lambda request: TokenStream(Generation(request))):
+            while requests.begin(streams, start):
                 async for _ in streams[0]:
                     pass
                 completions.append(streams.popleft().completion())
@@ -126,7 +130,7 @@ class AsyncContext(BaseContext):
         While the callback awaits, generation continues until the buffer is full. Cancelled, it stops generating.
         """
         request, callback = asked
-        async with TokenStream(self._shared.generation(request, whole=True)) as stream:
+        async with TokenStream(self._shared.generation(request, whole=True, apart=True)) as stream:
             async for token in stream:
                 answer = callback(token)
                 if isinstance(answer, Awaitable):
@@ -210,19 +214,19 @@ class AsyncContext(BaseContext):
     @arguments(chat_request)
     def chat_stream(self, request: ChatRequest) -> ChatStream:
         """As `Context.chat_stream`. Does not wait."""
-        return ChatStream(self._shared.chat_generation(request))
+        return ChatStream(self._shared.chat_generation(request, apart=True))
 
     @arguments(chat_request)
     async def chat(self, request: ChatRequest) -> ChatCompletion:
         """As `Context.chat`. Cancelled, it has stopped generating when it returns."""
-        async with ChatStream(self._shared.chat_generation(request, whole=True)) as stream:
+        async with ChatStream(self._shared.chat_generation(request, whole=True, apart=True)) as stream:
             async for _ in stream:
                 pass
         return stream.chat_completion()
 
     async def decode(self, tokens: Sequence[int], *, all_logits: bool = False) -> Array:
         """As `Context.decode`, for one task at a time. Cancelled, nothing was appended."""
-        generation, finish = self._shared.decoding(tokens, all_logits)
+        generation, finish = self._shared.decoding(tokens, all_logits, apart=True)
         async with TokenStream(generation) as stream:
             async for _ in stream:
                 pass

@@ -6,7 +6,15 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
-from anyio import BusyResourceError, CancelScope, ClosedResourceError, EndOfStream, WouldBlock
+from anyio import (
+    BusyResourceError,
+    CancelScope,
+    CapacityLimiter,
+    ClosedResourceError,
+    EndOfStream,
+    WouldBlock,
+    to_thread,
+)
 from anyio.abc import ObjectReceiveStream
 from anyio.lowlevel import checkpoint
 
@@ -158,6 +166,8 @@ class ItemStream(BaseStream[T], StreamTools[T]):
             while not self._core.ended:
                 self._generation.discard()
                 await wait_until_ready(self._core)
+            if (preparation := self._generation.preparation) is not None:  # which ends early
+                await to_thread.run_sync(preparation.wait, limiter=CapacityLimiter(1))
         self._generation.discard()
         await checkpoint()
 

@@ -18,7 +18,7 @@ from ._engine import Engine
 from ._generation import Generation
 from ._model import Model
 from ._records import FinishReason, TokenData
-from ._request import checked_grammar, prepare
+from ._request import LONG_TEXT, Prepared, finish, grammar_of, has_long_sampling, refuse_far_too_long
 from ._schema import plain_schema, tool_schema
 from .config import StreamConfig
 from .errors import ChatError, MullamaError, TokenizationError
@@ -33,6 +33,7 @@ Message: TypeAlias = Mapping[str, Any] | ChatMessage
 Tool: TypeAlias = Mapping[str, Any]
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_WEIGHT = 200  # characters that a message costs a template besides its content
 _CHOICES = ("auto", "required", "none")
 
 
@@ -67,15 +68,44 @@ class ChatRequest:
     options: ChatOptions
     config: StreamConfig
 
+    def is_long(self, engine: Engine) -> bool:
+        options = self.options
+        if options.get("tools") or options.get("template") is not None or not engine.model._has_parsed_template():
+            return True
+        given = [self.messages, options.get("template_arguments")]
+        return has_long_sampling(self.config) or _weight(given, LONG_TEXT) > LONG_TEXT
+
+    def prepare(self, engine: Engine, pending: _core.Pending) -> Prepared:
+        chat = _open_chat(engine.model, self.messages, self.options, self.config, pending)
+        tokens = _prompt_tokens(engine, chat, pending)
+        return finish(engine, tokens, self.config, pending, chat=chat)
+
+
+def _weight(value: object, limit: int) -> int:
+    """About how much there is to render, in characters; no more is counted than a little above the limit."""
+    total, rest = 0, [value]
+    while rest and total <= limit:
+        one = rest.pop()
+        total += _WEIGHT
+        if isinstance(one, str):
+            total += len(one)
+        elif isinstance(one, Mapping):
+            rest += one.values()
+        elif isinstance(one, (list, tuple)):
+            total += _WEIGHT * len(one)
+            if total <= limit:
+                rest += one
+        elif isinstance(one, ChatMessage):
+            rest += (one.content, one.reasoning_content, *(call.arguments for call in one.tool_calls))
+    return total
+
 
 class ChatGeneration:
     """The generation of one answer; `take` gives what each token adds to the message."""
 
-    def __init__(self, engine: Engine, request: ChatRequest) -> None:
+    def __init__(self, engine: Engine, request: ChatRequest, *, apart: bool = False) -> None:
         self._model = engine.model
-        self._chat = _open_chat(engine.model, request.messages, request.options, request.config)
-        tokens = _prompt_tokens(self._chat)
-        self.generation: Generation = Generation(prepare(engine, tokens, request.config, chat=self._chat))
+        self.generation: Generation = Generation(engine, request, apart=apart)
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[str, str, list[str]]] = []
@@ -96,20 +126,26 @@ class ChatGeneration:
             return None
         news: list[_News] = []
         try:
-            news += self._chat.feed(str(token), token.token_id)
+            news += self._parser().feed(str(token), token.token_id)
             if token.is_final:
-                news += self._chat.flush()
+                news += self._parser().flush()
                 if self.generation.reason() == "stop":
                     news += self._finish(token)
         except RuntimeError as e:  # told with the next call: this token is whole
             self._failure = f"the model's answer cannot be parsed: {_brief(e)}"
-            self.generation.core.cancel()
+            self.generation.cancel()
             self.generation.discard()
         return self._delta(token, news)
 
+    def _parser(self) -> _core.Chat:
+        prepared = self.generation.prepared
+        assert prepared is not None  # there is a token
+        assert prepared.chat is not None
+        return prepared.chat
+
     def _finish(self, token: TokenData) -> list[_News]:
         try:
-            news = self._chat.finish()
+            news = self._parser().finish()
         except RuntimeError:
             if self._model.token_is_eog(token.token_id):
                 raise
@@ -148,7 +184,13 @@ def render_chat(model: Model, messages: Iterable[Message], options: ChatOptions)
     return _open_chat(model, messages, options, StreamConfig()).prompt
 
 
-def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, config: StreamConfig) -> _core.Chat:
+def _open_chat(
+    model: Model,
+    messages: Iterable[Message],
+    options: ChatOptions,
+    config: StreamConfig,
+    pending: _core.Pending | None = None,
+) -> _core.Chat:
     if options.keys() - ChatOptions.__annotations__.keys():
         hint = "How to sample is said by params=SamplerParams(…), how long and how far by config=StreamConfig(…)."
         raise _checks.refuse_name("a chat", options, ChatOptions.__annotations__, hint)
@@ -157,12 +199,12 @@ def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, 
     arguments = options.get("template_arguments") or {}
     if not isinstance(arguments, Mapping):
         raise _checks.refuse_type("template_arguments", arguments, "a mapping")
-    checked_grammar(params)
-    said = _json("messages", _checked_messages(messages))
+    grammar_of(params, pending)
+    said = b",".join(_json("messages", one) for one in _checked_messages(messages))  # one by one: each holds the GIL
     try:
         return _core.Chat(
-            model.chat_templates(options.get("template")),
-            messages=said,
+            model.chat_templates(options.get("template"), pending),
+            messages=b"[" + said + b"]",
             tools=_json("tools", tools) if tools else b"",
             tool_choice=choice.encode(),
             parallel_tool_calls=_checks.flag("parallel_tool_calls", options.get("parallel_tool_calls", False)),
@@ -171,6 +213,7 @@ def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, 
             thinking=_checks.flag("thinking", options.get("thinking", True)),
             reasoning_format=b"auto",
             arguments={str(k): _json(f"template_arguments[{k!r}]", v).decode() for k, v in arguments.items()},
+            pending=pending,
         )
     except RuntimeError as e:
         raise ChatError(
@@ -179,12 +222,14 @@ def _open_chat(model: Model, messages: Iterable[Message], options: ChatOptions, 
         ) from None
 
 
-def _prompt_tokens(chat: _core.Chat) -> list[int]:
-    nul = chat.prompt.find("\0")
+def _prompt_tokens(engine: Engine, chat: _core.Chat, pending: _core.Pending) -> list[int]:
+    prompt = chat.prompt
+    refuse_far_too_long(engine, len(prompt))
+    nul = prompt.find("\0")
     if nul >= 0:
         raise TokenizationError(f"the prompt has a NUL character at index {nul}", hint="Remove it from the messages.")
     try:
-        return chat.prompt_tokens()
+        return chat.prompt_tokens(pending)
     except RuntimeError as e:
         raise TokenizationError(f"the prompt cannot be tokenised: {_brief(e)}") from None
 

@@ -21,7 +21,7 @@ from ._model import Model, StrPath, checked_tokens
 from ._options import ContextOptions
 from ._prompt_cache import checked_state_path, read_state, write_state
 from ._records import ContextStatistics
-from ._request import Several, TextRequest, prepare, timed
+from ._request import Several, TextRequest, timed
 from .config import ContextParams, StreamConfig
 from .errors import ContextError, ForkError, StateError
 
@@ -59,19 +59,22 @@ class SharedContext:
 
     # ------------------------------------------------------------------------------------------ generating
 
-    def generation(self, request: TextRequest, *, whole: bool = False) -> Generation:
-        return Generation(prepare(self.engine, request.prompt, timed(request.config, whole=whole)))
+    def generation(self, request: TextRequest, *, whole: bool = False, apart: bool = False) -> Generation:
+        request = dataclasses.replace(request, config=timed(request.config, whole=whole))
+        return Generation(self.engine, request, apart=apart)
 
     def several(self, request: TextRequest, n: int) -> Several:
         return Several(dataclasses.replace(request, config=timed(request.config, whole=True)), n, self.engine)
 
-    def chat_generation(self, request: ChatRequest, *, whole: bool = False) -> ChatGeneration:
-        config = timed(request.config, whole=whole)
-        return ChatGeneration(self.engine, dataclasses.replace(request, config=config))
+    def chat_generation(self, request: ChatRequest, *, whole: bool = False, apart: bool = False) -> ChatGeneration:
+        request = dataclasses.replace(request, config=timed(request.config, whole=whole))
+        return ChatGeneration(self.engine, request, apart=apart)
 
     # ------------------------------------------------------------------------------------------ decoding by hand
 
-    def decoding(self, tokens: Sequence[int], all_logits: bool) -> tuple[Generation, Callable[[], Array]]:
+    def decoding(
+        self, tokens: Sequence[int], all_logits: bool, *, apart: bool = False
+    ) -> tuple[Generation, Callable[[], Array]]:
         """The generation that computes the logits of more tokens, and the function that returns them when it has ended."""
         self.engine.native()
         added = checked_tokens("tokens", tokens, self.model.n_vocab)
@@ -80,7 +83,7 @@ class SharedContext:
         n_logits = len(added) if _checks.flag("all_logits", all_logits) else 1
         text = [*self._decoded, *added]
         config = StreamConfig(timeout_ms=0, max_tokens=1)
-        generation = Generation(prepare(self.engine, text, config, n_logits=n_logits))
+        generation = Generation(self.engine, TextRequest(text, config, n_logits), apart=apart)
 
         def finish() -> Array:
             import numpy as np

@@ -8,11 +8,13 @@ import weakref
 from . import _core, _interpreter_exit, _log
 from ._model import Model
 from ._records import ContextStatistics
+from ._workers import Workers
 from .config import ContextParams
 from .errors import ClosedError, ContextError
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "closed"]
 
+_MAX_WORKERS = 4  # that prepare requests for one engine
 _DEFAULT_N_CTX = 4096  # of a model that was trained with more: memory grows with it
 
 
@@ -32,7 +34,8 @@ class Engine:
         self._native = _make(model, params)
         thread = threading.Thread(target=self._native.run, name="mullama-engine", daemon=True)
         thread.start()
-        self._shutdown = weakref.finalize(self, _shut_down, self._native, thread)
+        self.workers: Workers = Workers(_MAX_WORKERS)
+        self._shutdown = weakref.finalize(self, _shut_down, self._native, thread, self.workers)
         self._shutdown.atexit = False  # _interpreter_exit.py does that
         _interpreter_exit.closing.add(self)
 
@@ -59,12 +62,16 @@ class Engine:
         """
         if self.closed:
             _interpreter_exit.park()
-            raise ClosedError("the context was closed", hint="Make another one of the same model.")
+            raise closed()
         return self._native
 
     def close(self) -> None:
         """Stop the thread and give the memory back; again does nothing."""
         self._shutdown()
+
+
+def closed() -> ClosedError:
+    return ClosedError("the context was closed", hint="Make another one of the same model.")
 
 
 def _make(model: Model, params: ContextParams) -> _core.Engine:
@@ -95,8 +102,9 @@ def _make(model: Model, params: ContextParams) -> _core.Engine:
         _log.fetch()
 
 
-def _shut_down(native: _core.Engine, thread: threading.Thread) -> None:
+def _shut_down(native: _core.Engine, thread: threading.Thread, workers: Workers) -> None:
     native.stop()
+    workers.join()  # they end early now; when this returns, nobody uses the model for this engine
     if thread is not threading.current_thread():
         thread.join()
         native.release()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Generic, NoReturn, Protocol, TypeVar, cast
 
 from . import _checks, _core, _interpreter_exit, _log
+from ._engine import Engine
+from ._preparation import Asked, Preparation
 from ._records import (
     Completion,
     FinishDetail,
@@ -23,10 +25,11 @@ from ._records import (
     Usage,
     name_candidates,
 )
-from ._request import Request
+from ._request import Prepared, n_top
 from .config import StreamConfig
 from .errors import (
     ClosedError,
+    ContextError,
     ForkError,
     GenerationError,
     MullamaError,
@@ -41,6 +44,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 _FINISH: dict[int, FinishReason] = {1: "stop", 2: "length", 3: "cancelled", 4: "timeout", 5: "error"}
+_PREPARATION = 4  # and if nothing more is known of it, a GenerationError
 _FAULT: dict[int, type[MullamaError]] = {1: GenerationError, 2: SamplingError, 3: ClosedError, 4: GenerationError}
 
 
@@ -49,19 +53,64 @@ class EndOfGeneration(Exception):
 
 
 class Generation:
-    """A request in the engine, and its tokens as they come. Holds its engine alive; dropped, it cancels the request."""
+    """A request on its way to the engine, and its tokens as they come. Holds its engine alive; dropped, it cancels.
 
-    def __init__(self, request: Request) -> None:
-        self.config: StreamConfig = request.config
-        self.core: _core.Stream = request.submit()
-        self._request = request
-        self._n_top = request.n_top
+    With `apart` what may be long is prepared by a worker: what is wrong with it is raised where the tokens are taken. Else the
+    whole of it is prepared here, and raises here.
+    """
+
+    def __init__(self, engine: Engine, asked: Asked, *, apart: bool = False) -> None:
+        called_us = _core.clock_us()
+        native = engine.native()
+        if not native.generates:
+            raise ContextError(
+                f"the model cannot generate: {engine.model.architecture} is not an autoregressive architecture",
+                hint="It can embed() texts.",
+            )
+        self.config: StreamConfig = asked.config
+        self._model = engine.model
+        self._n_top = n_top(engine, asked.config)
+        try:
+            self.core: _core.Stream = native.open(called_us=called_us, timeout_us=1000 * (asked.config.timeout_ms or 0))
+            self._preparation = Preparation(engine, asked, self.core.pending())
+            if apart and asked.is_long(engine):
+                self._preparation.start(engine.workers)
+            else:
+                self._prepare()
+        except ClosedError:  # in another thread, just now
+            _interpreter_exit.park()
+            raise
         self._pop = self.core.pop
         self._completion: Completion | None = None
+
+    def _prepare(self) -> None:
+        try:
+            self._preparation.run()
+        except BaseException:
+            self.core.cancel()  # not when the error is forgotten
+            raise
+
+    def __del__(self) -> None:
+        if hasattr(self, "_preparation"):
+            self._preparation.withdraw()
 
     @property
     def generation(self) -> Generation:
         return self
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """What was submitted; None before that."""
+        return self._preparation.prepared
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What is still at work for it in a worker, also after the end."""
+        return self._preparation if self._preparation.running else None
+
+    def cancel(self) -> None:
+        self.core.cancel()
+        self._preparation.withdraw()
 
     def take(self) -> TokenData | None:
         """The next token; None where none lies ready.
@@ -83,7 +132,7 @@ class Generation:
         return token
 
     def _named(self, candidates: tuple[tuple[int, float], ...]) -> tuple[TokenLogprob, ...]:
-        token_bytes = self._request.engine.model.token_bytes
+        token_bytes = self._model.token_bytes
         return tuple(TokenLogprob(token, token_bytes(token), logprob) for token, logprob in candidates)
 
     def discard(self) -> None:
@@ -108,14 +157,15 @@ class Generation:
             )
         tokens, admitted, first, last = outcome.tokens, outcome.admitted_us, outcome.first_us, outcome.last_us
         until = outcome.ended_us or _core.clock_us()
-        usage = Usage(len(self._request.tokens), len(tokens), outcome.cached_tokens)
+        prepared = self.prepared
+        usage = Usage(prepared.n_prompt if prepared else 0, len(tokens), outcome.cached_tokens)
         timings = Timings(
             queue_ms=((admitted or until) - outcome.called_us) / 1000,
             prefill_ms=((first or until) - admitted) / 1000 if admitted else 0.0,
             decode_ms=(last - first) / 1000,
             tokens_per_second=1e6 * (len(tokens) - 1) / (last - first) if last > first else 0.0,
         )
-        sequence = self._request.stops[outcome.stop] if outcome.stop >= 0 else None
+        sequence = prepared.stops[outcome.stop] if prepared and outcome.stop >= 0 else None
         named, n = self._named(outcome.top), self._n_top
         tops = tuple(named[i : i + n] for i in range(0, len(named), n)) if named else ()
         reason = _FINISH[outcome.finish]
@@ -136,10 +186,10 @@ class Generation:
 
     def _ending(self) -> Exception:
         outcome = self.core.outcome()
-        error: MullamaError
-        if outcome.fault:
-            if _FAULT[outcome.fault] is ClosedError:
-                _interpreter_exit.park()
+        error: Exception
+        if self._preparation.failure is not None and outcome.fault == _PREPARATION:
+            error = self._preparation.failure
+        elif outcome.fault:
             error = _FAULT[outcome.fault](outcome.message)
         elif _FINISH[outcome.finish] == "timeout":
             error = StreamTimeoutError(
@@ -148,7 +198,10 @@ class Generation:
             )
         else:
             return EndOfGeneration()
-        error.completion = self.completion()
+        if isinstance(error, ClosedError):
+            _interpreter_exit.park()
+        if isinstance(error, MullamaError):
+            error.completion = self.completion()
         return error
 
 
@@ -203,7 +256,7 @@ class BaseStream(Generic[T]):
         No token is added any more. Those that lie ready can still be read; after them the stream is at its end.
         The slot is free within one step of the engine.
         """
-        self._generation.core.cancel()
+        self._generation.cancel()
 
     def statistics(self) -> StreamStatistics:
         """The stream at this moment."""
@@ -229,7 +282,7 @@ class BaseStream(Generic[T]):
 
     def _close(self) -> None:
         self._take = _closed
-        self._generation.core.cancel()
+        self._generation.cancel()
 
 
 def _closed() -> NoReturn:

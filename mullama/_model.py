@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +60,7 @@ class Model:
         self._core = core
         self.path = path
         self._weights = weights  # a fingerprint
-        self._templates: dict[str, _core.Templates] = {}
+        self._templates: OrderedDict[str, _core.Templates] = OrderedDict()  # parsed, by their text
 
     @classmethod
     def load(
@@ -144,6 +145,11 @@ class Model:
             raise _checks.refuse_type("text", text, "a str")
         for name, value in (("add_special", add_special), ("parse_special", parse_special)):
             _checks.flag(name, value)
+        return self._tokens(text, add_special, parse_special)
+
+    def _tokens(
+        self, text: str, add_special: bool, parse_special: bool, pending: _core.Pending | None = None
+    ) -> list[int]:
         try:
             data = text.encode()
         except UnicodeEncodeError as e:
@@ -154,7 +160,7 @@ class Model:
         if b"\0" in data:
             raise TokenizationError(f"the text has a NUL character at index {text.index(chr(0))}", hint="Remove it.")
         try:
-            return self._core.tokenize(data, add_special, parse_special)
+            return self._core.tokenize(data, add_special, parse_special, pending)
         except RuntimeError as e:
             raise TokenizationError(str(e)) from None
 
@@ -232,7 +238,7 @@ class Model:
 
     # ------------------------------------------------------------------------------------------ chat
 
-    def chat_templates(self, template: object = None) -> _core.Templates:
+    def chat_templates(self, template: object = None, pending: _core.Pending | None = None) -> _core.Templates:
         """Compile a chat template: None is the model's own; otherwise its text as a `str`, or a path. For `Context.chat`.
 
         The result is cached, so that the first chat does not have to compile the template.
@@ -246,20 +252,24 @@ class Model:
             text = _template_text(template)
         else:
             raise _checks.refuse_type("template", template, "a Jinja template as text, a path, or None")
-        if text not in self._templates:
+        made = self._templates.get(text)
+        if made is None:
             try:
-                made = _core.Templates(self._core, text.encode())
+                made = _core.Templates(self._core, text.encode(), pending)
             except (RuntimeError, ValueError) as e:
                 if not text and self.chat_template is None:
                     hint = 'Pass one as template=; template="chatml" is a common one.'
                     raise ChatError("the model has no chat template", hint=hint) from None
                 hint = "Pass another one as template=."
                 raise ChatError(f"the chat template cannot be used: {e}", hint=hint) from None
-            while len(self._templates) >= _MAX_TEMPLATES:
-                self._templates.pop(next(iter(self._templates)), None)  # the oldest
+            if len(self._templates) >= _MAX_TEMPLATES:
+                self._templates.popitem(last=False)
             self._templates[text] = made
-            return made
-        return self._templates[text]
+        return made
+
+    def _has_parsed_template(self) -> bool:
+        """Whether its own template was used already: to parse one takes milliseconds."""
+        return "" in self._templates
 
     # ------------------------------------------------------------------------------------------ facts
 
@@ -382,5 +392,7 @@ def checked_tokens(name: str, tokens: Iterable[Any], n_vocab: int) -> list[int]:
         items = list(tokens)
     except TypeError:
         raise _checks.refuse_type(name, tokens, "an iterable of token ids") from None
+    if {*map(type, items)} == {int} and min(items) >= 0 and max(items) < n_vocab:
+        return items  # checked all at once: there may be many
     check = _checks.integer(0, n_vocab - 1, hint="It is not in this model's vocabulary.")
     return [check(name, item) for item in items]

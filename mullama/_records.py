@@ -79,9 +79,10 @@ class TokenData(str):
         top_logprobs: The likeliest tokens at its place, as many as `StreamConfig.top_logprobs` asks for.
     """
 
-    __slots__ = ("is_final", "logprob", "token_id", "top_logprobs")
+    if not TYPE_CHECKING:  # slots are quicker to read than properties, and cannot be declared to be as read-only
+        __slots__ = ("is_final", "logprob", "token_id", "top_logprobs")
 
-    if TYPE_CHECKING:  # slots are quicker to read than properties, and cannot be declared to be as read-only
+    if TYPE_CHECKING:
 
         @property
         def token_id(self) -> int: ...

@@ -1,23 +1,33 @@
-"""A request for the engine, built from what a user asks: prompt tokenised, sampling, grammar and adapters resolved."""
+"""A request for the engine, built from what a call asks for: prompt tokenised, sampling, grammar and adapters resolved."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections import deque
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TypeVar
 
-from . import _checks, _core, _interpreter_exit, _log
+from . import _checks, _core, _log
 from ._engine import Engine
 from ._model import Model, checked_tokens
 from ._schema import fixed_grammar, plain_schema
 from .config import SamplerParams, StreamConfig
-from .errors import ChatError, ClosedError, ContextError, MullamaError, QueueFullError, SamplingError
+from .errors import ChatError, ContextError, MullamaError, QueueFullError, SamplingError
 
-__all__ = ["Prompt", "Request", "Several", "TextRequest", "checked_grammar", "prepare", "timed"]
+__all__ = [
+    "Prepared",
+    "Prompt",
+    "Several",
+    "TextRequest",
+    "finish",
+    "grammar_of",
+    "n_top",
+    "refuse_far_too_long",
+    "timed",
+]
 
 T = TypeVar("T")
 Prompt = str | Sequence[int]
@@ -25,15 +35,75 @@ Prompt = str | Sequence[int]
 STREAM_TIMEOUT_MS = 30_000
 
 # What C++ exceptions of any kind become.
-_REFUSALS = (RuntimeError, ValueError, LookupError, ArithmeticError, MemoryError)
+_REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+_MAX_GRAMMARS = 32  # of schemas, that are kept
+_grammars: OrderedDict[str, str] = OrderedDict()
+
+
+# What is beyond these is prepared in a worker where an event loop is not to be held up; see decisions.md for how they were
+# measured. It is about a millisecond's work.
+LONG_TEXT = 4096  # characters
+LONG_IDS = 32_768  # token ids
+LONG_BIAS = 1000  # tokens with a bias
+
+
+class SharedPrompt:
+    """A prompt of several requests: the first of them that comes to it tokenises it for all."""
+
+    def __init__(self, prompt: Prompt, parse_special: bool) -> None:
+        self.prompt = prompt
+        self._parse_special = parse_special
+        self._lock = threading.Lock()
+        self._tokens: list[int] | None = None
+
+    def tokens(self, engine: Engine, pending: _core.Pending) -> list[int]:
+        with self._lock:
+            if self._tokens is None:
+                self._tokens = _prompt_tokens(engine, self.prompt, self._parse_special, pending)
+            return self._tokens
 
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """What a call asks for: a prompt, and how to go on from it."""
+    """What a call asks for: a prompt, and how to go on from it.
 
-    prompt: Prompt
+    With `n_logits` there will be no tokens, only the logits after so many of the prompt's last ones.
+    """
+
+    prompt: Prompt | SharedPrompt
     config: StreamConfig
+    n_logits: int = 0
+
+    def is_long(self, engine: Engine) -> bool:
+        prompt = self.prompt.prompt if isinstance(self.prompt, SharedPrompt) else self.prompt
+        limit = LONG_TEXT if isinstance(prompt, str) else LONG_IDS
+        return (isinstance(prompt, (str, list)) and len(prompt) > limit) or has_long_sampling(self.config)
+
+    def prepare(self, engine: Engine, pending: _core.Pending) -> Prepared:
+        if isinstance(self.prompt, SharedPrompt):
+            tokens = self.prompt.tokens(engine, pending)
+        else:
+            tokens = _prompt_tokens(engine, self.prompt, self.config.parse_special, pending)
+        grammar = grammar_of(self.config.sampler(), pending)
+        return finish(engine, tokens, self.config, pending, grammar=grammar, n_logits=self.n_logits)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that is ready for the engine, and what its reader has to know of it."""
+
+    native: _core.Request
+    n_prompt: int
+    stops: tuple[str, ...]
+    chat: _core.Chat | None
+
+
+def has_long_sampling(config: StreamConfig) -> bool:
+    """A grammar may take seconds to compile, however short it is."""
+    params = config.params
+    if params is None:
+        return False
+    return params.grammar is not None or params.json_schema is not None or len(params.logit_bias or ()) > LONG_BIAS
 
 
 def timed(config: StreamConfig, *, whole: bool) -> StreamConfig:
@@ -43,87 +113,53 @@ def timed(config: StreamConfig, *, whole: bool) -> StreamConfig:
     return config.replace(timeout_ms=0 if whole else STREAM_TIMEOUT_MS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What the engine is handed, every value checked."""
-
-    engine: Engine
-    config: StreamConfig
-    tokens: list[int]
-    stops: tuple[str, ...]
-    n_top: int
-    sampling: dict[str, object]
-    loras: list[tuple[_core.Lora, float]]
-    chat: _core.Chat | None
-    n_logits: int
-    called_us: int
-
-    def submit(self) -> _core.Stream:
-        config = self.config
-        try:
-            stream = self.engine.native().open(called_us=self.called_us, timeout_us=1000 * (config.timeout_ms or 0))
-            pending = stream.pending()
-            pending.submit(self._finished(pending))
-            return stream
-        except ClosedError:  # in another thread, just now
-            _interpreter_exit.park()
-            raise
-
-    def _finished(self, pending: _core.Pending) -> _core.Request:
-        config = self.config
-        try:
-            return _core.Request(
-                self.engine.model._core,
-                self.tokens,
-                max_tokens=-1 if config.max_tokens is None else config.max_tokens,
-                delay_us=1000 * config.stream_delay_ms,
-                buffer_size=config.buffer_size,
-                n_top=self.n_top,
-                min_tokens=config.min_tokens,
-                stops=[stop.encode() for stop in self.stops],
-                sampling=self.sampling,
-                chat=self.chat,
-                loras=self.loras,
-                n_logits=self.n_logits,
-                pending=pending,
-            )
-        except _core.GrammarError as e:
-            raise _refuse_grammar(config.sampler(), e) from None
-        except RuntimeError as e:
-            raise SamplingError(str(e)) from None
-        finally:
-            _log.fetch()
-
-
-def prepare(
-    engine: Engine, prompt: Prompt, config: StreamConfig, *, chat: _core.Chat | None = None, n_logits: int = 0
-) -> Request:
-    """Check, tokenise and resolve what is asked.
-
-    With `n_logits` there will be no tokens, only the logits after so many of the prompt's last ones.
+def finish(
+    engine: Engine,
+    tokens: list[int],
+    config: StreamConfig,
+    pending: _core.Pending,
+    *,
+    grammar: str = "",
+    chat: _core.Chat | None = None,
+    n_logits: int = 0,
+) -> Prepared:
+    """The request for a prompt that is tokenised. A chat brings its grammar itself.
 
     Raises:
-        InvalidParameter, TokenizationError, ContextError, ClosedError: As `Context.generate_stream`.
+        InvalidParameter, ContextError, SamplingError, ChatError: As `Context.generate_stream` and `Context.chat_stream`.
     """
-    called_us = _core.clock_us()
-    model = engine.model
-    if not engine.native().generates:
-        raise ContextError(
-            f"the model cannot generate: {model.architecture} is no architecture that writes from left to right",
-            hint="It can embed() texts.",
+    if len(tokens) >= engine.n_ctx:
+        raise _too_long(str(len(tokens)), engine)
+    model, params = engine.model, config.sampler()
+    stops = tuple(dict.fromkeys((*config.stop_sequences, *(chat.stops if chat is not None else ()))))
+    try:
+        native = _core.Request(
+            model._core,
+            tokens,
+            max_tokens=-1 if config.max_tokens is None else config.max_tokens,
+            delay_us=1000 * config.stream_delay_ms,
+            buffer_size=config.buffer_size,
+            n_top=n_top(engine, config),
+            min_tokens=config.min_tokens,
+            stops=[stop.encode() for stop in stops],
+            sampling=_sampling(model, params, grammar),
+            chat=chat,
+            loras=_loras(model, config),
+            n_logits=n_logits,
+            pending=pending,
         )
-    return Request(
-        engine=engine,
-        config=config,
-        tokens=_prompt_tokens(engine, prompt, config.parse_special),
-        stops=tuple(dict.fromkeys((*config.stop_sequences, *(chat.stops if chat is not None else ())))),
-        n_top=min(config.top_logprobs, model.n_vocab),
-        sampling=_sampling(model, config, chat),
-        loras=_loras(model, config),
-        chat=chat,
-        n_logits=n_logits,
-        called_us=called_us,
-    )
+    except _core.GrammarError as e:
+        raise _refuse_grammar(params, e) from None
+    except RuntimeError as e:
+        raise SamplingError(str(e)) from None
+    finally:
+        _log.fetch()
+    return Prepared(native, len(tokens), stops, chat)
+
+
+def n_top(engine: Engine, config: StreamConfig) -> int:
+    """How many candidates come with each token."""
+    return min(config.top_logprobs, engine.model.n_vocab)
 
 
 class Several:
@@ -133,23 +169,23 @@ class Several:
     """
 
     def __init__(self, request: TextRequest, n: int, engine: Engine) -> None:
+        assert not isinstance(request.prompt, SharedPrompt)
         count = _checks.integer(1, 65536)("n", n)
         config = request.config
         params = config.sampler()
         first = _random_seed() if params.seed is None else params.seed
         size = min(65536, config.max_tokens or engine.n_ctx)
         plain = {"temperature": 0.8, "top_k": 40, "top_p": 0.95} if config.params is None else {}
-        self._engine = engine
-        self._tokens = _prompt_tokens(engine, request.prompt, config.parse_special)
+        self._prompt = SharedPrompt(request.prompt, config.parse_special)
         self._config = config.replace(buffer_size=max(config.buffer_size, size))
         self._changes = deque({"params": params.replace(seed=(first + k) % (2**32 - 1)), **plain} for k in range(count))
         # All slots and some more, so that none stands idle between two; half of the queue at least is left to others.
         self._most = engine.params.n_seq_max + min(64, engine.params.max_queue // 2)
 
-    def begin(self, begun: deque[T], start: Callable[[Request], T]) -> bool:
+    def begin(self, begun: deque[T], start: Callable[[TextRequest], T]) -> bool:
         """Append those for which there is a place beside the ones that were begun; whether there are any."""
         while self._changes and len(begun) < self._most:
-            request = prepare(self._engine, self._tokens, self._config.replace(**self._changes[0]))
+            request = TextRequest(self._prompt, self._config.replace(**self._changes[0]))
             try:
                 begun.append(start(request))
             except QueueFullError:
@@ -160,24 +196,27 @@ class Several:
         return bool(begun)
 
 
-def _prompt_tokens(engine: Engine, prompt: str | Sequence[int], parse_special: bool) -> list[int]:
+def _prompt_tokens(engine: Engine, prompt: Prompt, parse_special: bool, pending: _core.Pending) -> list[int]:
     model = engine.model
     if isinstance(prompt, str):
         if not prompt:
             raise _checks.refuse("prompt", prompt, "a text or token ids, at least one character")
-        least = model._core.min_token_count(len(prompt))
-        if least >= engine.n_ctx:  # to encode megabytes only to refuse them would take long
-            raise _too_long(f"at least {least}", engine)
-        tokens = model.tokenize(prompt, parse_special=parse_special)
+        refuse_far_too_long(engine, len(prompt))
+        tokens = model._tokens(prompt, True, parse_special, pending)
     elif isinstance(prompt, (bytes, bytearray)) or not hasattr(type(prompt), "__iter__"):
         raise _checks.refuse_type("prompt", prompt, "a str or a sequence of token ids")
     else:
         tokens = checked_tokens("prompt", prompt, model.n_vocab)
     if not tokens:
         raise _checks.refuse("prompt", prompt, "a text or token ids, at least one token")
-    if len(tokens) >= engine.n_ctx:
-        raise _too_long(str(len(tokens)), engine)
     return tokens
+
+
+def refuse_far_too_long(engine: Engine, n_characters: int) -> None:
+    """Before a text is tokenised: to do that with megabytes only to refuse them would take long."""
+    least = engine.model._core.min_token_count(n_characters)
+    if least >= engine.n_ctx:
+        raise _too_long(f"at least {least}", engine)
 
 
 def _too_long(n_tokens: str, engine: Engine) -> ContextError:
@@ -192,8 +231,7 @@ def _random_seed() -> int:
     return int.from_bytes(os.urandom(8), "little") % (2**32 - 1)  # without llama.cpp's own word for a random one
 
 
-def _sampling(model: Model, config: StreamConfig, chat: _core.Chat | None) -> dict[str, object]:
-    params = config.sampler()
+def _sampling(model: Model, params: SamplerParams, grammar: str) -> dict[str, object]:
     values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     if params.seed is None:
         values["seed"] = _random_seed()
@@ -205,15 +243,26 @@ def _sampling(model: Model, config: StreamConfig, chat: _core.Chat | None) -> di
     del values["json_schema"]  # it is a grammar here
     values["logit_bias"] = list(biases.items())
     values["samplers"] = params.samplers or ()
-    values["grammar"] = "" if chat is not None else checked_grammar(params)  # a chat's template brings its own
+    values["grammar"] = grammar
     return values
 
 
-def checked_grammar(params: SamplerParams) -> str:
+def grammar_of(params: SamplerParams, pending: _core.Pending | None = None) -> str:
     """The GBNF grammar that the parameters ask for; empty where there is none."""
-    if params.json_schema is not None:
-        return _grammar_of_schema(params.json_schema)
-    return params.grammar or ""
+    if params.json_schema is None:
+        return params.grammar or ""
+    schema = params.json_schema
+    grammar = _grammars.get(schema)
+    if grammar is None:
+        try:
+            grammar = fixed_grammar(_core.grammar_of_schema(plain_schema(schema).encode(), pending))
+        except _REFUSALS as e:
+            why = str(e).removeprefix("JSON schema conversion failed:").strip()
+            raise _checks.refuse("json_schema", schema, f"a JSON schema that llama.cpp can follow ({why})") from None
+        if len(_grammars) >= _MAX_GRAMMARS:
+            _grammars.popitem(last=False)
+        _grammars[schema] = grammar
+    return grammar
 
 
 def _refuse_grammar(params: SamplerParams, error: Exception) -> MullamaError:
@@ -222,15 +271,6 @@ def _refuse_grammar(params: SamplerParams, error: Exception) -> MullamaError:
     if params.grammar is not None:
         return _checks.refuse("grammar", params.grammar, f"a grammar that llama.cpp can follow ({error})")
     return ChatError(f"the grammar of the tools cannot be followed: {error}", hint="Give them simpler parameters.")
-
-
-@lru_cache(maxsize=32)
-def _grammar_of_schema(schema: str) -> str:
-    try:
-        return fixed_grammar(_core.grammar_of_schema(plain_schema(schema).encode()))
-    except _REFUSALS as e:
-        why = str(e).removeprefix("JSON schema conversion failed:").strip()
-        raise _checks.refuse("json_schema", schema, f"a JSON schema that llama.cpp can follow ({why})") from None
 
 
 def _loras(model: Model, config: StreamConfig) -> list[tuple[_core.Lora, float]]:

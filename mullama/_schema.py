@@ -16,12 +16,14 @@ from urllib.parse import unquote
 
 from ._checks import refuse, refuse_type
 from ._json_patterns import pattern_for_json, with_known_patterns
+from ._workers import breathe
 from .errors import InvalidParameter
 
 __all__ = ["fixed_grammar", "json_schema", "plain_schema", "tool_schema"]
 
 _Schema = dict[str, Any]
 
+_CHECKED_AT_ONCE = 4096  # characters; a longer one is checked when it is used, which need not block an event loop
 _MAX_NESTED = 100  # including references
 _MAX_NODES = 10_000
 _MAX_OPTIONAL = 200  # properties of one object; the converter's work is cubic in their number
@@ -61,7 +63,8 @@ def json_schema(name: str, value: object) -> str | None:
             example = 'For example {"type": "object"}.'
             raise refuse_type(name, value, "a mapping, JSON text, or a pydantic model", example)
         text = json.dumps(schema, allow_nan=False)
-        plain_schema(text)
+        if len(text) <= _CHECKED_AT_ONCE:
+            plain_schema(text)
     except RecursionError:
         raise refuse(name, value, f"a JSON schema nested at most {_MAX_NESTED} deep") from None
     except (ValueError, TypeError, OverflowError) as e:
@@ -114,6 +117,7 @@ _LITERAL_OR_SET = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]', re.DOTAL
 
 
 def _fixed_set(match: re.Match[str]) -> str:
+    breathe()
     found = match[0]
     if not found.startswith("[^") or found.startswith(_ESCAPED):
         return found
@@ -152,6 +156,7 @@ class _Reader:
             return {}
         if not isinstance(schema, dict):
             raise _BadSchemaError(f"no value satisfies the schema at {path or '#'}")
+        breathe()
         self.n_nodes += 1
         self.n_characters += len(path)
         if depth > _MAX_NESTED or self.n_nodes > _MAX_NODES or self.n_characters > _MAX_PATHS:

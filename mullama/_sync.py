@@ -110,7 +110,7 @@ class Context(BaseContext):
         streams: deque[TokenIterator] = deque()
         completions = []
         try:
-            while requests.begin(streams, lambda request: TokenIterator(Generation(request))):
+            while requests.begin(streams, lambda request: TokenIterator(Generation(self._shared.engine, request))):
                 for _ in streams[0]:
                     pass
                 completions.append(streams.popleft().completion())

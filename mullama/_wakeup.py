@@ -53,11 +53,9 @@ class _Wakeup(Generic[W]):
 
     def _remove(self, key: int, waiter: object) -> None:
         """Of a task that was cancelled, perhaps after its key was drained."""
-        waiters = self._waiting.get(key, [])
-        if waiter in waiters:
-            waiters.remove(waiter)
-            if not waiters:
-                del self._waiting[key]
+        others = [one for one in self._waiting.pop(key, ()) if one is not waiter]
+        if others:
+            self._waiting[key] = others
 
 
 class _CalledBack(_Wakeup["Future[None]"]):

@@ -120,13 +120,15 @@ RANKS = """
     _records
     _chat_records
     errors
-    _core _checks
-    _schema _version
-    _log _model_files config
+    _core _checks _model_files
+    _version _workers
+    _schema
+    _log config
     _model
     _interpreter_exit _options
     _embeddings _engine
     _prompt_cache _request
+    _preparation
     _generation
     _chat
     _arguments _context

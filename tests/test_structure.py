@@ -323,9 +323,11 @@ def test_the_message_says_where(ctx: Context) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_bad_one_is_refused_without_waiting(actx: AsyncContext) -> None:
-    with pytest.raises(InvalidParameter):
-        actx.generate_stream(PROMPT, 5, SamplerParams(grammar='root ::= "a"{2,1}'))
+async def test_a_bad_one_is_refused_where_it_is_read(actx: AsyncContext) -> None:
+    """For it is compiled in a worker."""
+    async with actx.generate_stream(PROMPT, 5, SamplerParams(grammar='root ::= "a"{2,1}')) as stream:
+        with pytest.raises(InvalidParameter):
+            await stream.receive()
     with pytest.raises(InvalidParameter):
         await actx.generate_many(PROMPT, 3, 5, SamplerParams(grammar="root ::= x"))
 
