@@ -60,7 +60,7 @@ def request(model: Model, pending: Pending | None = None, n: int = 4, **sampling
 
 def wait_for(stream: Stream) -> None:
     notifier = Notifier()
-    while not stream.arm(notifier):
+    while not stream.arm(notifier, 0):
         stream.wait(notifier)
 
 
