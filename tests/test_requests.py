@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENDLESS, serving, wait_until
+from conftest import ENDLESS, serving, until, wait_until
 
 from mullama import ClosedError, Context, Model, QueueFullError, SamplerParams, StreamConfig
 from mullama._core import Chat, Engine, GrammarError, Notifier, Pending, Request, Stopped, Stream, Templates, clock_us
@@ -350,7 +350,7 @@ async def test_awaited_no_queue_at_all(model: Model) -> None:
                     context.generate_stream("Once", config=config)
                 with pytest.raises(QueueFullError):
                     await context.chat([{"role": "user", "content": "Hello"}])
-            assert context.statistics().queued == 0
+            await until(lambda: context.statistics().queued == 0)
             await second.aclose()
             completions = await context.generate_many("Once", 5, 3, ENDLESS)  # one after the other
             assert [len(completion.tokens) for completion in completions] == [3] * 5
