@@ -20,7 +20,7 @@ import build_llama
 from vendor import ROOT, BuildError
 
 COPIED = "*.py *.toml *.md *.in LICENSE Makefile mullama tools tests examples docs changelog.d .ci".split()
-NOT_COPIED = shutil.ignore_patterns("*.so", "__pycache__")
+NOT_COPIED = {".so", "__pycache__"}
 RUNTIMES = {
     "address": ["libasan.so", "libubsan.so", "libstdc++.so"],
     "thread": ["libtsan.so", "libstdc++.so"],
@@ -38,19 +38,27 @@ CONCURRENT = """
 
 
 def copy_tree(target: Path) -> None:
-    """Update the copy; its `build` is kept, and its `vendor` is a link to the checkout's."""
+    """Bring the copy up to date; `build` and the extension in it stay, and `vendor` is the checkout's own.
+
+    A file that is the same is left alone, and one that differs is as young as its copy: its objects are older.
+    """
+    copied = [path for pattern in COPIED for top in ROOT.glob(pattern) for path in (top, *top.rglob("*"))]
+    names = {
+        path.relative_to(ROOT) for path in copied if path.is_file() and not NOT_COPIED & {path.suffix, path.parent.name}
+    }
     target.mkdir(parents=True, exist_ok=True)
-    for old in target.iterdir():
-        if old.is_symlink() or old.is_file():
-            old.unlink()
-        elif old.name != "build":
-            shutil.rmtree(old)
-    for path in (path for pattern in COPIED for path in ROOT.glob(pattern)):
-        if path.is_dir():
-            shutil.copytree(path, target / path.name, ignore=NOT_COPIED)
-        else:
-            shutil.copy2(path, target / path.name)
-    (target / "vendor").symlink_to(ROOT / "vendor")
+    for top in target.iterdir():
+        if top.name not in ("build", "vendor"):
+            for old in (top, *top.rglob("*")):
+                if old.is_file() and old.suffix != ".so" and old.relative_to(target) not in names:
+                    old.unlink()
+    for name in names:
+        copy = target / name
+        if not copy.is_file() or copy.read_bytes() != (ROOT / name).read_bytes():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy)
+    if not (target / "vendor").is_symlink():
+        (target / "vendor").symlink_to(ROOT / "vendor")
 
 
 def runtimes(sanitizer: str) -> str:
