@@ -106,7 +106,7 @@ class BuildExt(build_ext):
         return compiling, linking
 
     def translate(self, ext: Extension) -> str:
-        """Cython to C++ in build/translated-<version>; skipped while no file that it includes is newer.
+        """Cython to C++ in build/translated-<version>; skipped while the files that it is made of are the same.
 
         Not by `cythonize`, which would put copies of our headers beside its result, where the compiler finds them first.
         """
@@ -114,18 +114,20 @@ class BuildExt(build_ext):
 
         (source, *_) = ext.sources
         target = Path("build", f"translated-{version}", f"{Path(source).stem}.cpp")
-        made_from = target.with_suffix(".d")
-        own = [name for name in dependencies(made_from) if name.startswith("mullama/")] if made_from.is_file() else []
-        if not own or newer(own, target):
+        stamp = target.with_suffix(".made-from")
+        texts = {
+            str(path): path.read_text("utf-8")
+            for kind in ("pyx", "pxd", "pxi")
+            for path in Path("mullama").glob(f"*.{kind}")
+        }
+        state = build_llama.digest(texts)
+        if not target.is_file() or not stamp.is_file() or stamp.read_text("utf-8") != state:
             print(f"translating {source}", flush=True)
             target.parent.mkdir(parents=True, exist_ok=True)
-            new = target.with_name(f"new.{target.name}")
-            started = time.time_ns()
-            command = [sys.executable, "-m", "cython", "-3", "--cplus", "--depfile", "--module-name", ext.name]
-            build_llama.run([*command, "-I", ".", "-o", str(new), source], build_llama.environment())
-            os.utime(new, ns=(started, started))  # what is edited meanwhile counts as younger
-            new.replace(target)
-            new.with_name(f"{new.name}.dep").replace(made_from)
+            stamp.unlink(missing_ok=True)
+            command = [sys.executable, "-m", "cython", "-3", "--cplus", "--module-name", ext.name, "-I", "."]
+            build_llama.run([*command, "-o", str(target), source], build_llama.environment())
+            stamp.write_text(state, "utf-8")
         return target.as_posix()
 
     def compile_all(self, sources: list[str], objects: Path, flags: list[str]) -> list[str]:
@@ -151,7 +153,7 @@ class BuildExt(build_ext):
             extra_postargs=[*flags, "-MD", "-MF", f"{made_from}.new"],
         )
         Path(result).replace(target)
-        os.utime(target, ns=(started, started))
+        os.utime(target, ns=(started, started))  # what is edited while it compiles counts as younger
         Path(f"{made_from}.new").replace(made_from)
         return str(target)
 

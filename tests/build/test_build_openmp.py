@@ -1,5 +1,5 @@
-"""OpenMP in a build, with GCC, with Clang and with one of each: ggml's pragmas compute right, no library of OpenMP is loaded, and a
-call that the extension does not answer fails the build."""
+"""OpenMP in a build, with GCC, with Clang and with one of each: ggml's pragmas compute right, no library of OpenMP is
+loaded, and a call that the extension does not answer fails the build."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from small_checkout import LLAMA, ROOT, Tree
 
 THREADS = "mullama/_native/threads"
@@ -96,7 +95,8 @@ NAMES = """
         const int n = small_region(4);
         const long sum = small_loop();
         mullama::place.team = nullptr;
-        return std::to_string(n) + " threads, " + std::to_string(sum) + ", " + std::to_string(small_region(4)) + " without a team";
+        const int alone = small_region(4);
+        return std::to_string(n) + " threads, " + std::to_string(sum) + ", " + std::to_string(alone) + " without a team";
     }
 """
 RIGHT = "threads, 49995000, 1 without a team"

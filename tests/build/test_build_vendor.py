@@ -265,7 +265,9 @@ def test_the_model_is_placed_from_the_users_own_shelf(checkout: Path, way: str) 
     assert done.stdout.strip() == str(place / pin.model)
     assert files_in(place) == {pin.model, vendor.STAMP}
     shutil.rmtree(package.parent)
-    assert run_tool(checkout, "tools/smollm2.py", PIP_NO_INDEX="1").returncode == 0, "it is there, and nothing is fetched"
+    assert run_tool(checkout, "tools/smollm2.py", PIP_NO_INDEX="1").returncode == 0, (
+        "it is there, and nothing is fetched"
+    )
     (place / pin.model).unlink()
     assert run_tool(checkout, "tools/smollm2.py", PIP_NO_INDEX="1").returncode == 1
 
