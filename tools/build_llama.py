@@ -170,6 +170,8 @@ def configuration(source: Path, mode: Mode) -> list[str]:
         options["CMAKE_OSX_ARCHITECTURES"] = ";".join(words)
     if mode.sanitize:
         options |= {f"CMAKE_{language}_FLAGS_RELWITHDEBINFO": "-O1 -g1 -DNDEBUG" for language in ("C", "CXX")}
+    if mode.sanitize == "thread":
+        options["CMAKE_PROJECT_ggml_INCLUDE"] = str(ROOT / "vendor" / "thread-sanitizer.cmake")
     if source == vendor.PLACE:
         # By default upstream asks git, which would return mullama's commit.
         pin = vendor.read_pin()
