@@ -110,7 +110,10 @@ def _taken(items: T) -> T:
     """What a user may change or exhaust after the call, as a list of our own; text, and what is no iterable, as it is."""
     if isinstance(items, (str, bytes, bytearray, Mapping)) or not isinstance(items, Iterable):
         return items
-    return cast("T", [*items])
+    try:
+        return cast("T", [*items])
+    except TypeError:  # it only looked like one, as an array without a dimension does
+        return items
 
 
 def arguments(of: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:

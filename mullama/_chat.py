@@ -20,6 +20,7 @@ from ._model import Model
 from ._records import FinishReason, TokenData
 from ._request import LONG_TEXT, Prepared, finish, grammar_of, has_long_sampling, refuse_far_too_long
 from ._schema import plain_schema, tool_schema
+from ._workers import breathe
 from .config import StreamConfig
 from .errors import ChatError, MullamaError, TokenizationError
 
@@ -245,6 +246,7 @@ def _checked_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def _checked_message(name: str, message: Any) -> dict[str, Any]:
+    breathe()
     if hasattr(message, "to_dict"):
         message = message.to_dict()
     if not isinstance(message, Mapping):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ._workers import breathe
+
 __all__ = ["pattern_for_json", "with_known_patterns"]
 
 _TOKEN = re.compile(
@@ -165,6 +167,7 @@ def _range(low: int, high: int) -> str:
 
 def with_known_patterns(value: Any) -> Any:
     """A schema with patterns that the converter supports; others move to the description, for the model to read."""
+    breathe()
     if isinstance(value, list):
         return [with_known_patterns(one) for one in value]
     if not isinstance(value, dict):

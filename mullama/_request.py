@@ -176,23 +176,24 @@ class Several:
         first = _random_seed() if params.seed is None else params.seed
         size = min(65536, config.max_tokens or engine.n_ctx)
         plain = {"temperature": 0.8, "top_k": 40, "top_p": 0.95} if config.params is None else {}
+        self._params, self._plain, self._first, self._left = params, plain, first, range(count)
         self._prompt = SharedPrompt(request.prompt, config.parse_special)
         self._config = config.replace(buffer_size=max(config.buffer_size, size))
-        self._changes = deque({"params": params.replace(seed=(first + k) % (2**32 - 1)), **plain} for k in range(count))
         # All slots and some more, so that none stands idle between two; half of the queue at least is left to others.
         self._most = engine.params.n_seq_max + min(64, engine.params.max_queue // 2)
 
     def begin(self, begun: deque[T], start: Callable[[TextRequest], T]) -> bool:
         """Append those for which there is a place beside the ones that were begun; whether there are any."""
-        while self._changes and len(begun) < self._most:
-            request = TextRequest(self._prompt, self._config.replace(**self._changes[0]))
+        while self._left and len(begun) < self._most:
+            params = self._params.replace(seed=(self._first + self._left[0]) % (2**32 - 1))
+            request = TextRequest(self._prompt, self._config.replace(params=params, **self._plain))
             try:
                 begun.append(start(request))
             except QueueFullError:
                 if not begun:
                     raise
                 break
-            self._changes.popleft()
+            self._left = self._left[1:]
         return bool(begun)
 
 

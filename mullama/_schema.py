@@ -47,22 +47,33 @@ class _BadSchemaError(ValueError):
     """What is wrong with a schema."""
 
 
+class _Checked(str):
+    """The text of a schema that need not be checked again, where a configuration is made of another one."""
+
+    __slots__ = ()
+
+
 def json_schema(name: str, value: object) -> str | None:
     """A check of a parameter: a JSON schema (a mapping, its JSON text, or a pydantic model) as JSON text; None stays."""
     if value is None:
         return None
+    if isinstance(value, _Checked):
+        return value
     schema = _model_schema(name, value) if hasattr(value, "model_json_schema") else value
     try:
-        if isinstance(schema, str):
-            schema = json.loads(schema)
-        elif isinstance(schema, Mapping):
-            schema = json.loads(json.dumps(schema, default=_mapping))
-        if schema is True:
-            schema = {}
-        if not isinstance(schema, dict):
+        if isinstance(schema, Mapping):
+            text = json.dumps(schema, default=_mapping, allow_nan=False)
+        elif isinstance(schema, str) and len(schema) > _CHECKED_AT_ONCE:
+            text = schema
+        elif isinstance(schema, str):
+            text = json.dumps(json.loads(schema), allow_nan=False)
+        else:
+            text = json.dumps(schema) if schema is True else ""
+        if text == "true":
+            text = "{}"
+        if not text.lstrip().startswith("{"):
             example = 'For example {"type": "object"}.'
             raise refuse_type(name, value, "a mapping, JSON text, or a pydantic model", example)
-        text = json.dumps(schema, allow_nan=False)
         if len(text) <= _CHECKED_AT_ONCE:
             plain_schema(text)
     except RecursionError:
@@ -71,7 +82,7 @@ def json_schema(name: str, value: object) -> str | None:
         if isinstance(e, InvalidParameter):
             raise
         raise refuse(name, value, f"a supported JSON schema ({e})") from None
-    return text
+    return _Checked(text)
 
 
 def plain_schema(text: str) -> str:

@@ -116,7 +116,7 @@ def test_a_chat(long: Context, tools: list[Any]) -> None:
     meter, parts, parsed = Meter(), [], []
     messages = [{"role": "user", "content": "Tell me a story."}]
     with long.chat_stream(messages, config=config(max_tokens=N - 200), tools=tools, tool_choice="auto") as stream:
-        chat = stream._chat._chat  # type: ignore[attr-defined]
+        chat = stream._chat._parser()  # type: ignore[attr-defined]
         while True:
             with meter:
                 delta = stream.next()

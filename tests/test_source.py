@@ -116,12 +116,13 @@ def test_only_the_awaiting_shell_imports_a_concurrency_library() -> None:
 
 # From bottom to top. A module imports only modules from lines above its own, including lazy imports and those for types.
 RANKS = """
-    _json_patterns _openai
+    _openai
     _records
     _chat_records
     errors
     _core _checks _model_files
     _version _workers
+    _json_patterns
     _schema
     _log config
     _model
