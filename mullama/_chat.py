@@ -44,8 +44,9 @@ class ChatOptions(TypedDict, total=False):
     Attributes:
         tools: The functions that the model may call, each as in OpenAI's API:
             ``{"type": "function", "function": {"name": …, "description": …, "parameters": <JSON schema>}}``.
-        tool_choice: ``"auto"`` (the default), ``"required"``, the name of the one function to call, or ``"none"``: the model
-            is not told of the tools, and its text is text, whatever it looks like.
+        tool_choice: ``"auto"`` (the default); ``"required"`` or the name of the one function to call, so that the answer ends
+            only in a call, before which it may think; or ``"none"``: the model is not told of the tools, and its text is
+            text, whatever it looks like.
         parallel_tool_calls: Whether it may call several at once; default False.
         thinking: Whether a model that can think to itself should; default True.
         template: A Jinja template in place of the model's own: its text as a `str`, or its file as a `pathlib.Path`. It is
@@ -201,6 +202,10 @@ def _open_chat(
     if not isinstance(arguments, Mapping):
         raise _checks.refuse_type("template_arguments", arguments, "a mapping")
     grammar_of(params, pending)
+    if tools and (params.grammar is not None or params.json_schema is not None):
+        message = "tools are given beside a grammar or json_schema, which leaves the model no way to call them"
+        hint = "Ask for calls and for such an answer in turn, or pass tool_choice='none'."
+        raise _checks.conflict("tools", tools, message, hint)
     said = b",".join(_json("messages", one) for one in _checked_messages(messages))  # one by one: each holds the GIL
     try:
         return _core.Chat(
@@ -219,7 +224,7 @@ def _open_chat(
     except RuntimeError as e:
         raise ChatError(
             f"the chat template cannot render these messages: {_brief(e)}",
-            hint="Some templates want the roles to alternate, or know no system message or tools.",
+            hint="Some templates want the roles to alternate, or know only some of them; a user's message can say the same.",
         ) from None
 
 

@@ -19,11 +19,6 @@ from mullama import ChatError, ChatMessage, Model, ToolCall, _core
 
 TEMPLATES = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models" / "templates"
 
-TELL_NO_TOOLS = {
-    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
-    "deepseek-ai-DeepSeek-V3.1",
-}  # the system prompt covers that
-
 USER = {"role": "user", "content": "How is the weather in Paris?"}
 
 
@@ -233,7 +228,7 @@ def test_every_template_renders_a_chat(vocabulary: Model, path: Path) -> None:
 def test_a_tool_call_and_its_result_go_back_into_the_prompt(vocabulary: Model, template: str) -> None:
     answer = next(answer for answer, says in CASES[template] if says.calls)
     chat = with_tools(vocabulary, template)
-    assert ("get_weather" in chat.prompt) is (template not in TELL_NO_TOOLS)
+    assert "get_weather" in chat.prompt
     assert "get_weather" not in opened(vocabulary, template).prompt
     calls = [ToolCall(*call) for call in read(chat, [answer]).calls]
     message = ChatMessage("", "", tuple(calls)).to_dict()

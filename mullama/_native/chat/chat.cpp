@@ -11,6 +11,8 @@
 #include "checks/abort_guard.hpp"
 #include "chat/plain_text.hpp"
 #include "chat/prompt.hpp"
+#include "chat/session.hpp"
+#include "chat/tools.hpp"
 #include "sampling/sampler.hpp"
 
 // llama.cpp's
@@ -102,6 +104,12 @@ bool Templates::supports_thinking() const {
     return guarded([this] { return common_chat_templates_support_enable_thinking(templates_.get()); });
 }
 
+ToolSupport Templates::tools() const {
+    const std::lock_guard lock(mutex_);
+    if (!tools_) tools_ = tool_support(templates_.get());
+    return tools_.value_or(ToolSupport{true, true, true});  // if it is for the template to refuse them, it will
+}
+
 constexpr size_t max_readings = 256;  // of each character of an answer, on average
 
 struct Chat::State {
@@ -111,8 +119,8 @@ struct Chat::State {
     };
 
     std::shared_ptr<const Templates> templates;
-    common_chat_session session;
-    std::optional<Prompt> prompt;    // the session has its own idea of it
+    Session session;
+    std::optional<Prompt> prompt;
     std::string user_grammar;        // where the template's handler left it to us
     std::string reasoning, content;  // what was told of the message
     std::vector<Call> calls;
@@ -130,6 +138,31 @@ struct Chat::State {
     void look_ahead(const std::string & text, const ChatDelta & said);
     std::vector<ChatDelta> news(bool whole);
 };
+
+namespace {
+
+// What the template comes to, whatever it knows of tools. `inputs` become what it was given.
+common_chat_params apply(const Templates & templates, common_chat_templates_inputs & inputs) {
+    const auto has_calls = [](const common_chat_msg & message) { return !message.tool_calls.empty() || message.role == "tool"; };
+    const bool history = std::any_of(inputs.messages.begin(), inputs.messages.end(), has_calls);
+    const bool tools = !inputs.tools.empty();
+    const auto support = tools || history ? templates.tools() : ToolSupport{true, true, true};
+    const bool written = (tools && !support.calls) || (history && !support.history);
+    const auto asked = inputs;
+    if (written) write_calls(inputs);
+    if (tools && (written || !support.told)) describe_tools(inputs, written);
+    if (written) inputs.tools.clear();
+    auto applied = common_chat_templates_apply(templates.get(), inputs);
+    check_shown(templates.get(), inputs, applied.prompt);
+    if (tools && written) {
+        read_calls(applied, asked);
+    } else if (tools && asked.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED) {
+        applied.grammar = grammar_without_words(applied.parser);
+    }
+    return applied;
+}
+
+}  // namespace
 
 Chat::Chat(std::shared_ptr<const Templates> templates, const ChatRequest & request) : state_(new State) {
     guarded([&] {
@@ -156,16 +189,17 @@ Chat::Chat(std::shared_ptr<const Templates> templates, const ChatRequest & reque
         }
         inputs.add_bos = llama_vocab_get_add_bos(vocab);
         inputs.add_eos = llama_vocab_get_add_eos(vocab);
-        state_->session = common_chat_session(templates->get(), vocab, inputs);
-        state_->prompt.emplace(templates->model(), templates->specials(), templates->get(), inputs, state_->session.prompt());
+        auto applied = apply(*templates, inputs);
+        state_->prompt.emplace(templates->model(), templates->specials(), templates->get(), inputs, applied.prompt);
+        state_->session = Session(std::move(applied), vocab);
         // llama.cpp leaves a grammar to whoever samples, and some of its handlers know no schemas.
         state_->user_grammar = request.grammar;
-        if (!request.json_schema.empty() && state_->session.grammar().empty()) {
+        if (!request.json_schema.empty() && state_->session.applied().grammar.empty()) {
             state_->user_grammar = grammar_of_schema(request.json_schema);
         }
         state_->templates = std::move(templates);
         state_->plain = PlainText(state_->session.parser());
-        state_->answer = state_->session.generation_prompt();
+        state_->answer = state_->session.applied().generation_prompt;
     });
 }
 
@@ -175,25 +209,25 @@ const std::string & Chat::prompt() const { return state_->prompt->text(); }
 
 std::vector<int32_t> Chat::prompt_tokens(const StopSignal & stop) const { return state_->prompt->tokens(stop); }
 
-const std::vector<std::string> & Chat::stops() const { return state_->session.additional_stops(); }
+const std::vector<std::string> & Chat::stops() const { return state_->session.applied().additional_stops; }
 
 std::vector<int32_t> Chat::preserved() const {
     common_params_sampling sampling;
-    state_->session.apply_sampling(sampling);
+    state_->session.amend(sampling, llama_model_get_vocab(state_->templates->model()));
     return {sampling.preserved_tokens.begin(), sampling.preserved_tokens.end()};
 }
 
 void Chat::amend(common_params_sampling & sampling) const {
-    state_->session.apply_sampling(sampling);
+    const llama_vocab * vocab = llama_model_get_vocab(state_->templates->model());
+    state_->session.amend(sampling, vocab);
     if (!state_->user_grammar.empty()) {
         sampling.grammar = {COMMON_GRAMMAR_TYPE_USER, state_->user_grammar};
         sampling.grammar_lazy = false;
     }
     // A tool call that a model only thinks about must not wake the grammar of real ones.
-    const auto & start = state_->session.thinking_start_tag();
-    const auto & ends = state_->session.thinking_end_tags();
+    const auto & start = state_->session.applied().thinking_start_tag;
+    const auto & ends = state_->session.applied().thinking_end_tags;
     if (!sampling.grammar_lazy || sampling.grammar.empty() || start.empty() || ends.empty()) return;
-    const llama_vocab * vocab = llama_model_get_vocab(state_->templates->model());
     sampling.reasoning_budget_start = common_tokenize(vocab, start, false, true);
     for (const auto & end : ends) sampling.reasoning_budget_end.push_back(common_tokenize(vocab, end, false, true));
     sampling.reasoning_budget_forced = sampling.reasoning_budget_end.front();
@@ -260,14 +294,14 @@ std::vector<ChatDelta> Chat::State::read() {
 // the answer is read once more for it.
 void Chat::State::look_ahead(const std::string & text, const ChatDelta & said) {
     const auto kind = said.content == text ? PlainText::content : said.reasoning == text ? PlainText::reasoning : PlainText::none;
-    const auto & msg = session.msg();
+    const auto & msg = session.message();
     const bool told_all = kind == PlainText::content ? content == msg.content : reasoning == msg.reasoning_content;
     if (kind != PlainText::none && told_all && plain.ends_in(session.parser(), answer, n_parsed) == kind) within = kind;
 }
 
 // A call's name may grow while it is parsed, and clients put fragments together: it is told once, when its arguments begin.
 std::vector<ChatDelta> Chat::State::news(bool whole) {
-    const common_chat_msg & now = session.msg();
+    const common_chat_msg & now = session.message();
     if (now.tool_calls.size() < calls.size()) throw std::runtime_error("a tool call turned out to be none");
     calls.resize(now.tool_calls.size());
     std::vector<ChatDelta> deltas;

@@ -6,9 +6,12 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "chat/tools.hpp"
 #include "checks/gguf_check.hpp"
 #include "checks/work_limit.hpp"
 #include "llama.h"
@@ -29,12 +32,15 @@ class Templates {
     const llama_model * model() const { return model_.get(); }
     const SpecialTokens & specials() const { return specials_; }
     bool supports_thinking() const;
+    ToolSupport tools() const;
 
   private:
     struct Free { void operator()(common_chat_templates * templates) const; };
     const std::shared_ptr<llama_model> model_;
     const SpecialTokens specials_;
     std::unique_ptr<common_chat_templates, Free> templates_;
+    mutable std::mutex mutex_;
+    mutable std::optional<ToolSupport> tools_;  // when it was asked for
 };
 
 // What a chat is opened with; texts are JSON unless said otherwise.
