@@ -173,7 +173,7 @@ def test_options(context: Context, options: Any, type_: type[Exception], says: s
 
 
 def test_grammars(context: Context) -> None:
-    with pytest.raises(ChatError, match="grammar with tools"):
+    with pytest.raises(InvalidParameter, match="tools are given beside a grammar or json_schema"):
         context.chat([USER], params=saying("x"), tools=[WEATHER])
     with pytest.raises(InvalidParameter, match="grammar"):
         context.chat([USER], params=SamplerParams(grammar="root ::= ("))
