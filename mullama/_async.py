@@ -87,8 +87,10 @@ class AsyncContext(BaseContext):
     def generate_stream(self, request: TextRequest) -> TokenStream:
         """As `Context.generate_stream`, but the result is a `TokenStream`. Does not wait, and is not a checkpoint.
 
-        A text is tokenised on the event loop's thread, at about 10 MB/s; for more than a few hundred kilobytes call
-        `Model.tokenize` in a worker thread, and pass the ids.
+        What takes about a millisecond at most is prepared at once, and its errors are raised here. A text of more than 4096
+        characters, and any grammar or JSON schema, is prepared in a worker thread, which starts with the call: its errors are
+        raised where tokens would be received. `timeout_ms` includes that time. Cancelling, closing or dropping the stream
+        stops it.
         """
         return TokenStream(self._shared.generation(request, apart=True))
 
@@ -213,7 +215,10 @@ class AsyncContext(BaseContext):
 
     @arguments(chat_request)
     def chat_stream(self, request: ChatRequest) -> ChatStream:
-        """As `Context.chat_stream`. Does not wait."""
+        """As `Context.chat_stream`. Does not wait; long chats are prepared as long prompts are in `generate_stream`.
+
+        Those are chats with more than about ten messages or 4096 characters, or with tools, a template or a schema.
+        """
         return ChatStream(self._shared.chat_generation(request, apart=True))
 
     @arguments(chat_request)

@@ -34,7 +34,7 @@ Message: TypeAlias = Mapping[str, Any] | ChatMessage
 Tool: TypeAlias = Mapping[str, Any]
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_WEIGHT = 200  # characters that a message costs a template besides its content
+_WEIGHT = 400  # characters: what a message costs a template besides its content
 _CHOICES = ("auto", "required", "none")
 
 
@@ -88,16 +88,17 @@ def _weight(value: object, limit: int) -> int:
     total, rest = 0, [value]
     while rest and total <= limit:
         one = rest.pop()
-        total += _WEIGHT
         if isinstance(one, str):
             total += len(one)
         elif isinstance(one, Mapping):
+            total += _WEIGHT
             rest += one.values()
         elif isinstance(one, (list, tuple)):
-            total += _WEIGHT * len(one)
+            total += len(one)
             if total <= limit:
                 rest += one
         elif isinstance(one, ChatMessage):
+            total += _WEIGHT
             rest += (one.content, one.reasoning_content, *(call.arguments for call in one.tool_calls))
     return total
 

@@ -63,14 +63,12 @@ def json_schema(name: str, value: object) -> str | None:
     try:
         if isinstance(schema, Mapping):
             text = json.dumps(schema, default=_mapping, allow_nan=False)
-        elif isinstance(schema, str) and len(schema) > _CHECKED_AT_ONCE:
-            text = schema
         elif isinstance(schema, str):
-            text = json.dumps(json.loads(schema), allow_nan=False)
+            long = len(schema) > _CHECKED_AT_ONCE
+            text = schema if long else json.dumps(json.loads(schema), allow_nan=False)
         else:
-            text = json.dumps(schema) if schema is True else ""
-        if text == "true":
-            text = "{}"
+            text = "true" if schema is True else ""
+        text = "{}" if text == "true" else text
         if not text.lstrip().startswith("{"):
             example = 'For example {"type": "object"}.'
             raise refuse_type(name, value, "a mapping, JSON text, or a pydantic model", example)

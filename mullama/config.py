@@ -118,7 +118,7 @@ class SamplerParams(_Config):
         adaptive_decay: The decay of adaptive-p's moving average, from 0 to 0.99; higher reacts more slowly.
         grammar: A grammar in GBNF (llama.cpp's format) that the text must follow, up to 1 MiB; its root rule is ``root``.
         json_schema: A JSON schema that the text must follow: a mapping, JSON text, or a pydantic model. Stored as text.
-            Cannot be combined with `grammar`.
+            Cannot be combined with `grammar`. One of more than 4096 characters is checked when it is used.
         seed: The random seed, from 0 to 4,294,967,294; None draws a new one for each generation.
 
     Raises:
