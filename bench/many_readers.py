@@ -1,9 +1,10 @@
 """Measures what a token costs the event loop where 500 streams are read at once, against eight.
 
 The cost is the processor time of the loop's thread for each token that its tasks receive, from when every stream that
-generates has given a token until the first of them ends. Generating: two contexts on one loop share the streams, and all of
-them generate. Waiting: one context with eight slots, so that 492 streams are in its queue and their readers wait, while
-the other eight generate as those of the reference do. On the 4 M model, one thread for each context.
+generates has given a token (the others pause until then) until the first of them ends. Generating: two contexts on
+one loop share the streams, and all of them generate. Waiting: one context with eight slots, so that 492 streams are
+in its queue and their readers wait, while the other eight generate as those of the reference do. On the 4 M model,
+one thread for each context.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from python_cost import backend
 from turns import Case, Figures, Question, Row, Settings, Side, endless, main, prompt
 
 MANY, FEW = 500, 8
-TOKENS = 12_000  # of all streams together
+TOKENS, BUFFER = 30_000, 8  # of all streams together; of each
 
 
 def cost(settings: Settings, n_streams: int) -> Figures:
@@ -31,20 +32,23 @@ def cost(settings: Settings, n_streams: int) -> Figures:
     async def run() -> Figures:
         model = Model.load(settings["model"])
         contexts = [await AsyncContext.create(model, params) for _ in range(n_contexts)]
+        all_begun = anyio.Event()  # until then each has a full buffer, and is paused
         begun = received = 0
-        began = (0.0, 0)  # the thread's time, and the tokens until then
+        began = 0.0
 
         async def read(i: int) -> None:
             nonlocal begun, began, received
-            async with contexts[i % n_contexts].generate_stream(prompt(4, seed=i), endless(max_tokens=each)) as stream:
+            config = endless(max_tokens=each, buffer_size=BUFFER)
+            async with contexts[i % n_contexts].generate_stream(prompt(4, seed=i), config) as stream:
                 await stream.receive()
                 begun += 1
                 if begun == n_generating:
-                    began = (time.thread_time(), received)
+                    began = time.thread_time()
+                    all_begun.set()
+                await all_begun.wait()
                 async for _token in stream:
                     received += 1
-            if begun >= n_generating:
-                figures.append({"cost_us": 1e6 * (time.thread_time() - began[0]) / (received - began[1])})
+                figures.append({"cost_us": 1e6 * (time.thread_time() - began) / received})
                 tasks.cancel_scope.cancel()
 
         figures: list[Figures] = []
