@@ -16,7 +16,7 @@ from python_cost import backend
 from turns import Case, Figures, Question, Row, Settings, Side, endless, main, prompt
 
 MANY, FEW = 500, 8
-TOKENS, BUFFER = 30_000, 8  # of all streams together; of each
+TOKENS, BUFFER = 16_000, 8  # of all streams together; of each
 
 
 def cost(settings: Settings, n_streams: int) -> Figures:
