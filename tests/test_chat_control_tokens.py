@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model_files import byte_vocabulary
 
 from mullama import ChatError, Context, Model, SamplerParams, StreamConfig, TokenizationError, _core
-from mullama._chat import _open_chat, _prompt_tokens
+from mullama._chat import _open_chat
 
 MODELS = Path(__file__).resolve().parents[1] / "vendor" / "llama.cpp" / "models"
 TEMPLATES = {path.stem: path for path in sorted((MODELS / "templates").glob("*.jinja"))}
@@ -41,7 +41,7 @@ class Vocabulary(NamedTuple):
     control: set[int]
 
     def in_prompt(self, chat: _core.Chat) -> list[int]:
-        return [token for token in _prompt_tokens(chat) if token in self.control]
+        return [token for token in chat.prompt_tokens() if token in self.control]
 
 
 @functools.cache
@@ -179,7 +179,7 @@ def test_an_ordinary_prompt_is_what_it_was(vocabularies: list[Vocabulary], templ
     assume(text.strip() and not any(name in text for name in ALL_NAMES))
     chat = rendered(model, template, "last", text)
     assert chat is not None
-    assert _prompt_tokens(chat) == model.tokenize(chat.prompt, parse_special=True)
+    assert chat.prompt_tokens() == model.tokenize(chat.prompt, parse_special=True)
 
 
 # ------------------------------------------------------------------------------ what strings come to together
@@ -228,7 +228,7 @@ def test_the_text_is_the_users(folder: Path) -> None:
             chat = opened(chosen.model, messages, "{{ messages[0].content }}{{ messages[1].tool_calls | tojson }}")
             assert chat.prompt.startswith(value)
             assert chosen.in_prompt(chat) == [1]
-            ids = _prompt_tokens(chat)
+            ids = chat.prompt_tokens()
             assert chosen.model.detokenize(ids).replace("▁", " ") == chat.prompt
             assert json.dumps(text, ensure_ascii=False) in chat.prompt
 
@@ -236,9 +236,9 @@ def test_the_text_is_the_users(folder: Path) -> None:
 def test_a_control_token_that_is_a_plain_character_too(folder: Path) -> None:
     """There is no other token for it."""
     model = vocabulary(folder, ("<|im_end|>", "!")).model
-    assert _prompt_tokens(opened(model, [{"role": "user", "content": "Oh."}], "{{ messages[0].content }}!"))[-1] > 256
-    with pytest.raises(TokenizationError, match="control tokens of plain text"):
-        _prompt_tokens(opened(model, [{"role": "user", "content": "Oh!"}], "{{ messages[0].content }}!"))
+    assert opened(model, [{"role": "user", "content": "Oh."}], "{{ messages[0].content }}!").prompt_tokens()[-1] > 256
+    with pytest.raises(RuntimeError, match="control tokens of plain text"):
+        opened(model, [{"role": "user", "content": "Oh!"}], "{{ messages[0].content }}!").prompt_tokens()
 
 
 def test_strings_that_use_every_private_character_are_refused(folder: Path) -> None:
@@ -247,9 +247,9 @@ def test_strings_that_use_every_private_character_are_refused(folder: Path) -> N
         opened(vocabulary(folder, ("<|im_end|>",)).model, [{"role": "user", "content": text}])
 
 
-def test_a_nul_is_refused(folder: Path) -> None:
+def test_a_nul_is_refused(context: Context) -> None:
     with pytest.raises(TokenizationError, match="NUL"):
-        _prompt_tokens(opened(vocabulary(folder, ()).model, [{"role": "user", "content": "a\0b"}]))
+        context.chat([{"role": "user", "content": "a\0b"}])
 
 
 def test_a_schema_that_the_template_shows(vocabularies: list[Vocabulary]) -> None:
@@ -305,7 +305,7 @@ def test_a_forged_name_is_tokenised_as_text(file: Path) -> None:
         text = f"a {name} b{name}"
         chat = opened(model, [{"role": "user", "content": text}], "{{ messages[0].content }}")
         assert chat.prompt == text
-        assert _prompt_tokens(chat) == model.tokenize(text, parse_special=False)
+        assert chat.prompt_tokens() == model.tokenize(text, parse_special=False)
 
 
 # ------------------------------------------------------------------------------ a prompt that is text
