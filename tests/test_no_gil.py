@@ -20,7 +20,7 @@ from mullama import Context, Model, StreamConfig
 # Unlike CDLL, PyDLL calls a C function without releasing the GIL: the interpreter is blocked meanwhile.
 hold_for_us = ctypes.PyDLL(None).usleep
 HALF_A_SECOND = 500_000
-# Token ids, because tokenising a text releases the GIL.
+# Token ids, because tokenising a text releases the GIL; so does building a request, before it is submitted.
 PROMPT = [300, 301, 302, 303]
 
 
@@ -75,8 +75,8 @@ def test_the_ring_fills_while_python_holds_the_gil(buffer_size: int, context: Co
     config = StreamConfig(max_tokens=None, params=ENDLESS, buffer_size=buffer_size, timeout_ms=0)
     with a_thread_that_counts() as count:
         with only_this_thread_runs():
-            before = count()
             stream = context.generate_stream(PROMPT, config)
+            before = count()
             hold_until(lambda: stream.statistics().current_buffer_used == buffer_size)
             used = stream.statistics().current_buffer_used
             assert count() == before  # so it was held the whole time
@@ -91,8 +91,8 @@ def test_streams_run_to_their_end_while_python_holds_the_gil(context: Context) -
     config = StreamConfig(max_tokens=40, params=ENDLESS, buffer_size=64, timeout_ms=0)
     with a_thread_that_counts() as count:
         with only_this_thread_runs():
-            before = count()
             streams = [context.generate_stream([i, *PROMPT], config) for i in range(8)]
+            before = count()
             hold_until(lambda: all(stream.is_finished() for stream in streams))
             finished = [stream.is_finished() for stream in streams]
             busy = context.statistics().busy

@@ -129,7 +129,7 @@ def compilers(c: str, cxx: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     llama = {"CMakeLists.txt": LLAMA["CMakeLists.txt"] + CMAKE, "region.c": REGION, "loop.cpp": LOOP}
-    package = {f"{THREADS}/{name}": (ROOT / THREADS / name).read_text() for name in ("team.hpp", "gomp.cpp")}
+    package = {f"{THREADS}/{name}": (ROOT / THREADS / name).read_text() for name in ("team.hpp", "signals.hpp", "gomp.cpp")}
     package["mullama/_native/names.cpp"] = NAMES
     return Tree(tmp_path_factory.mktemp("openmp"), llama=llama, package=package)
 
