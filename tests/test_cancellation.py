@@ -304,7 +304,7 @@ async def test_a_cancelled_stream_need_not_wait_for_the_end_of_a_step(model: Mod
     told_within = 0
     async with serving(model, n_ctx=1024, n_seq_max=8, n_threads=1) as context:
         others = [context.generate_stream(PROMPT, config(1000, buffer_size=1000)) for _ in range(7)]
-        for _ in range(100):
+        for _ in range(500):
             stream = await decoding(context)
             with fail_after(LIMIT):
                 before = context.statistics().steps
